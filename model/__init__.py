@@ -1,0 +1,1 @@
+"""The Qwen2.5-Omni architecture as streaming PyTorch modules."""

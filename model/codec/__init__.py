@@ -1,0 +1,1 @@
+"""Codec tokens to waveform: flow-matching transformer, vocoder, voices."""

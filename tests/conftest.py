@@ -1,0 +1,55 @@
+"""Shared fixtures; one torch thread, because two stall tiny kernels on a busy machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from model.config import OmniConfig
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def reference():  # type: ignore[no-untyped-def]  # transformers has no usable types
+    from tests.model.reference import build
+
+    return build()
+
+
+@pytest.fixture(scope="session")
+def checkpoint_dir(reference, tmp_path_factory: pytest.TempPathFactory) -> Path:  # type: ignore[no-untyped-def]
+    """The tiny reference in the published folder layout (two shards and `spk_dict.pt`)."""
+    from tests.model.reference import voice
+
+    folder = tmp_path_factory.mktemp("tiny-omni")
+    reference.save_pretrained(folder, max_shard_size="2MB")
+    torch.save({"Chelsie": voice(7), "Ethan": voice(8)}, folder / "spk_dict.pt")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tensors(checkpoint_dir: Path) -> dict[str, torch.Tensor]:
+    """Every weight of the tiny reference under its published name."""
+    return {
+        k: v
+        for shard in sorted(checkpoint_dir.glob("*.safetensors"))
+        for k, v in load_file(shard).items()
+    }
+
+
+@pytest.fixture(scope="session")
+def config(checkpoint_dir: Path) -> OmniConfig:
+    return OmniConfig.from_file(checkpoint_dir / "config.json")
+
+
+@pytest.fixture(scope="session")
+def part(tensors: dict[str, torch.Tensor]):  # type: ignore[no-untyped-def]
+    """`part(prefix)` gives one component's weights with the prefix cut off, ready for `load_state_dict`."""
+    return lambda prefix: {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
