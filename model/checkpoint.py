@@ -89,8 +89,16 @@ class TensorFiles:
                     opened.files_by_tensor[name] = shard
         return opened
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
         self._stack.close()
+
+    def drop(self, *prefixes: str) -> None:
+        """Forget tensors that are not wanted."""
+        kept = {n: f for n, f in self.files_by_tensor.items() if not n.startswith(prefixes)}
+        self.files_by_tensor = kept
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.files_by_tensor[name].get_slice(name).get_shape())
@@ -167,7 +175,7 @@ def fill(
     files: TensorFiles,
     device: torch.device,
     *,
-    is_int8: Callable[[str], bool] = lambda name: False,
+    int8_prefixes: tuple[str, ...] = (),
     progress: Callable[[LoadProgress], None] | None = None,
 ) -> None:
     """Materialise `model` (built on the meta device, in its target dtypes) on `device` and load its weights.
@@ -176,7 +184,7 @@ def fill(
         model: names of its state dict are those of the checkpoint.
         files: checked against the model already.
         device: where the weights go.
-        is_int8: which linear layers (by module name) are quantised as soon as they are loaded.
+        int8_prefixes: linear layers below these module names are quantised as soon as they are loaded.
         progress: called after each tensor.
     """
     sizes = {n: _num_bytes(t) for n, t in model.state_dict().items() if n in files.files_by_tensor}
@@ -189,7 +197,7 @@ def fill(
                 done += sizes[tensor_name]
                 if progress:
                     progress(LoadProgress(done, total, tensor_name))
-        if is_int8(name) and isinstance(leaf, nn.Linear | PackedLinear):
+        if name.startswith(int8_prefixes) and isinstance(leaf, nn.Linear | PackedLinear):
             model.set_submodule(name, Int8Linear.quantise(leaf))
 
 

@@ -142,6 +142,13 @@ class ThinkerConfig:
         """Ids whose embedding an encoder's row replaces."""
         return frozenset((self.audio_token_index, self.image_token_index, self.video_token_index))
 
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """Ids that frame media in a prompt; text must never produce one."""
+        audio = (self.audio_start_token_id, self.audio_end_token_id)
+        vision = (self.vision_start_token_id, self.vision_end_token_id)
+        return self.placeholder_ids.union(audio, vision)
+
 
 @dataclass(frozen=True, slots=True)
 class TalkerConfig:

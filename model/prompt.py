@@ -45,11 +45,6 @@ class PromptWriter:
         self._text.append("\n")
         return ids
 
-    def after_reply(self, *, ended: bool) -> list[int]:
-        """What follows the tokens of a reply; `ended` if its own last token was <|im_end|>."""
-        self._text.append("\n")
-        return [] if ended else [self.tokenizer.im_end_id]
-
     def take_text(self) -> list[int]:
         """Token ids of the text held back; call it before anything that is not text."""
         if not self._text:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from model.audio_encoder import AudioEncoder
 from model.decoder import Decoder
+from model.image import ImageSettings
 from model.vision_encoder import VisionEncoder
 
 if TYPE_CHECKING:
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 class Thinker(nn.Module):
     """Encoders, decoder and output layer. Attribute names are the published parameter names."""
 
-    def __init__(self, config: ThinkerConfig) -> None:
+    def __init__(self, config: ThinkerConfig, images: ImageSettings) -> None:
         super().__init__()
         self.config = config
         self.audio_tower = AudioEncoder(config.audio)
-        self.visual = VisionEncoder(config.vision)
+        self.visual = VisionEncoder(config.vision, images)
         self.model = Decoder(config.decoder)
         self.lm_head = nn.Linear(config.decoder.hidden_size, config.decoder.vocab_size, bias=False)
 
