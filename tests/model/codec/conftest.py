@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -14,6 +13,9 @@ from model.codec.sampler import FlowSampler
 from model.codec.solver import SolverConfig
 from model.codec.voice import Voice
 from tests.model.reference import voice as published_voice
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DIT = "token2wav.code2wav_dit_model."
 

@@ -191,14 +191,27 @@ def test_one_evaluation_sees_two_blocks_back_and_one_ahead(
 def test_every_published_field_is_general(
     changes: dict[str, Any], num_codes: int, chelsie: Voice
 ) -> None:
-    """Other layer counts, reaches, repeats and block sizes, against the reference built the same way."""
+    """Other layer counts, reaches, repeats and block sizes, against a reference of the same."""
     from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as theirs
 
-    sizes: dict[str, Any] = dict(
-        hidden_size=32, num_hidden_layers=3, num_attention_heads=2, head_dim=16, emb_dim=16,
-        num_embeds=64, mel_dim=8, enc_emb_dim=12, enc_dim=8, enc_channels=(16, 16, 16, 16, 48),
-        enc_attention_channels=8, enc_se_channels=8,
-    ) | {"look_ahead_layers": (1,), "look_backward_layers": (0, 2)} | changes  # fmt: skip
+    sizes: dict[str, Any] = (
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "head_dim": 16,
+            "emb_dim": 16,
+            "num_embeds": 64,
+            "mel_dim": 8,
+            "enc_emb_dim": 12,
+            "enc_dim": 8,
+            "enc_channels": (16, 16, 16, 16, 48),
+            "enc_attention_channels": 8,
+            "enc_se_channels": 8,
+        }
+        | {"look_ahead_layers": (1,), "look_backward_layers": (0, 2)}
+        | changes
+    )
     lists = {k: list(v) if isinstance(v, tuple) else v for k, v in sizes.items()}
     torch.manual_seed(0)
     reference = theirs.Qwen2_5OmniToken2WavDiTModel._from_config(
