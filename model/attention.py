@@ -191,7 +191,7 @@ def _attend_cuda_torch(q: Tensor, kv: Tensor, batch: ForwardBatch) -> Tensor:
 def _attend_flash(q: Tensor, kv: Tensor, batch: ForwardBatch) -> Tensor:
     from flash_attn import flash_attn_varlen_func, flash_attn_with_kvcache
 
-    k, v = kv.unflatten(0, (-1, batch.page_size)).unbind(2)  # [pages, page_size, K, D]
+    k, v = _by_page(kv, batch).unbind(2)  # [pages, page_size, K, D]
     if batch.is_decode:
         y = flash_attn_with_kvcache(
             q[:, None],
@@ -230,7 +230,12 @@ def _context(kv: Tensor, batch: ForwardBatch, i: int) -> Tensor:
     if first is not None:
         return kv[first : first + num_slots]
     pages = batch.page_table[i, : _num_pages(num_slots, batch.page_size)].long()
-    return kv.unflatten(0, (-1, batch.page_size))[pages].flatten(0, 1)[:num_slots]
+    return _by_page(kv, batch)[pages].flatten(0, 1)[:num_slots]
+
+
+def _by_page(kv: Tensor, batch: ForwardBatch) -> Tensor:
+    """[slots, 2, K, D] as [pages, page_size, 2, K, D]."""
+    return kv.view(-1, batch.page_size, *kv.shape[1:])
 
 
 def _causal_mask(num_rows: int, context_len: int, like: Tensor) -> Tensor:

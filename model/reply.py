@@ -12,18 +12,22 @@ The last text token is never forwarded; an end row follows it once, then pad row
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from model.codec.decoder import CodecDecoder
-from model.omni import Omni
-from model.prefill import Prompt
 from model.sampling import GREEDY, TALKER_SAMPLING, Sampling, SamplingBatch, sample
 from model.talker import suppressed_codes
 from model.thinker import talker_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from model.codec.decoder import CodecDecoder
+    from model.omni import Omni
+    from model.prefill import Prompt
 
 
 @dataclass(frozen=True, slots=True)

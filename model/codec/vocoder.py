@@ -17,16 +17,19 @@ a clip there is no margin, and the zero padding of the layers is what the whole 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import VocoderConfig
 from model.streaming import StreamingModule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from model.config import VocoderConfig
 
 MARGIN_FRAMES = 20
 HOP_FRAMES = 24  # one DiT block: what its sampler makes final at a time

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.codec.vocoder import Hops, Vocoder
+from model.codec.vocoder import Vocoder
 from model.config import OmniConfig, VocoderConfig
 
 SMALL = VocoderConfig(mel_dim=8, upsample_initial_channel=64, resblock_kernel_sizes=(3, 7),
