@@ -1,7 +1,7 @@
 """Paged attention: what one forward pass must know about its sequences, and the one call that uses it.
 
-Keys and values live in slots; a page is `page_size` consecutive slots; a sequence owns a list of pages. Every forward takes
-a `ForwardBatch` of packed sequences and attends causally over sequence order, whatever the rotary positions are.
+Keys and values live in slots; a page is `page_size` consecutive slots; a sequence owns a list of pages. Every forward
+takes a `ForwardBatch` of packed sequences and attends causally over sequence order, whatever the rotary positions are.
 
     packed rows   | seq 0: q0 q1 q2 | seq 1: q0 |          cu_seqlens_q = [0, 3, 4]
     context       | seq 0: 7 slots  | seq 1: 12 |          context_lens counts the rows of this pass too

@@ -1,7 +1,8 @@
 """One conversation on one model, without an engine: the readable form of how the parts play together.
 
-Input is encoded and prefilled as it is given, the Talker right behind the Thinker. `reply` then yields text, codec tokens
-and sound as they are made. The worker's engine does the same for many conversations at once and is tested against this.
+Input is encoded and prefilled as it is given, the Talker right behind the Thinker. `reply` then yields text, codec
+tokens and sound as they are made. The worker's engine does the same for many conversations at once and is tested
+against this.
 """
 
 from __future__ import annotations

@@ -101,8 +101,8 @@ class _FbgemmKernel:
         rows = x.float()
         if len(rows) == 1:
             return self._product(rows).to(x.dtype)
-        # The kernel has one range for all rows. Scaled to a common peak, every row fills it by itself, so the rows of one
-        # conversation do not take precision from another's.
+        # The kernel has one range for all rows. Scaled to a common peak, every row fills it by itself, so the
+        # rows of one conversation do not take precision from another's.
         peaks = rows.abs().amax(dim=1, keepdim=True).clamp_(min=1e-12)
         return self._product(rows / peaks).mul_(peaks).to(x.dtype)
 

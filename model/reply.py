@@ -6,8 +6,8 @@
                           ╲
     codec                  PCM of the first window, long before the text is complete
 
-Row t of the Talker is h(y_{t+2}) + e(y_{t+2}) counted from y1: it exists after the Thinker's forward pass over that token.
-The last text token is never forwarded; an end row follows it once, then pad rows for as long as the Talker speaks.
+The Talker's row t is h(y_{t+1}) + e(y_{t+1}): it exists after the Thinker's forward pass over that token. The last text
+token is never forwarded; an end row stands in its place once, then pad rows for as long as the Talker speaks.
 """
 
 from __future__ import annotations
