@@ -66,6 +66,7 @@ class FlowSampler:
         self._back_layers = sorted(set(dit.config.look_backward_layers))
         with torch.no_grad():
             # Computed once, so computed in float32 whatever the weights are.
+            self._linears = [block.packed_linears() for block in dit.blocks]
             self._modulations = _modulations(dit, self.plan.times)
             mel_columns, _, code_columns, _ = dit.input_embed.split_weight()
             self._mel_weight = mel_columns.contiguous()
@@ -184,7 +185,11 @@ class FlowSampler:
             h = F.linear(x.to(self.dtype), self._mel_weight)[:, None] + bias  # [B, rows, T, C]
             modulations = self._modulations[self.plan.time_of_evaluation[evaluation]]
             v = dit.run_layers(
-                h.flatten(0, 1), modulations, geometry, self._past_by_layer(past, evaluation)
+                h.flatten(0, 1),
+                modulations,
+                geometry,
+                self._linears,
+                self._past_by_layer(past, evaluation),
             )
             v = v.float().view(-1, num_rows, *v.shape[1:])
             if num_rows == 1:
