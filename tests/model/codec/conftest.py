@@ -28,7 +28,6 @@ def dit(config, part) -> Dit:  # type: ignore[no-untyped-def]
     with torch.device("meta"):
         net = Dit(config.token2wav.dit)
     net.load_state_dict(part(DIT), strict=True, assign=True)
-    net.prepare()
     return net.eval().requires_grad_(False)
 
 
