@@ -65,7 +65,9 @@ class Speech:
         """Draw training clips, longer ones in proportion."""
         return [self.train[i] for i in rng.choice(len(self.train), count, p=self._odds)]
 
-    def segments(self, rng: np.random.Generator, count: int, frames: int) -> tuple[Tensor, Tensor, Tensor]:
+    def segments(
+        self, rng: np.random.Generator, count: int, frames: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Draw `count` cuts: waves [B, frames · HOP], their mel as it is in the clip [B, frames, M], voices [B]."""
         cuts, clips = [], self.pick(rng, count)
         for clip in clips:

@@ -24,7 +24,9 @@ class Verdict(NamedTuple):
 class Judge(nn.Module):
     """A stack of strided 2-D convolutions."""
 
-    def __init__(self, kernels: Sequence[tuple[int, int]], strides: Sequence[tuple[int, int]], width: int) -> None:
+    def __init__(
+        self, kernels: Sequence[tuple[int, int]], strides: Sequence[tuple[int, int]], width: int
+    ) -> None:
         super().__init__()
         channels = [1, *(width * min(2**i, 4) for i in range(len(kernels)))]
         self.convs = nn.ModuleList(
@@ -48,31 +50,45 @@ class Discriminators(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.by_period = nn.ModuleList(
-            Judge([(5, 1)] * 4, [(3, 1)] * 4, WIDTH) for _ in PERIODS
-        )
+        self.by_period = nn.ModuleList(Judge([(5, 1)] * 4, [(3, 1)] * 4, WIDTH) for _ in PERIODS)
         self.by_spectrum = nn.ModuleList(
-            Judge([(3, 9), (3, 9), (3, 9), (3, 3)], [(1, 2), (1, 2), (1, 2), (1, 2)], WIDTH // 2) for _ in STFT_SIZES
+            Judge([(3, 9), (3, 9), (3, 9), (3, 3)], [(1, 2), (1, 2), (1, 2), (1, 2)], WIDTH // 2)
+            for _ in STFT_SIZES
         )
 
     def forward(self, wave: Tensor) -> list[Verdict]:
-        folded = [judge(_fold(wave, period)) for judge, period in zip(self.by_period, PERIODS, strict=True)]
-        seen = [judge(_spectrum(wave, size)) for judge, size in zip(self.by_spectrum, STFT_SIZES, strict=True)]
+        folded = [
+            judge(_fold(wave, period))
+            for judge, period in zip(self.by_period, PERIODS, strict=True)
+        ]
+        seen = [
+            judge(_spectrum(wave, size))
+            for judge, size in zip(self.by_spectrum, STFT_SIZES, strict=True)
+        ]
         return folded + seen
 
 
 def adversary_loss(real: list[Verdict], made: list[Verdict]) -> Tensor:
     """Least squares: real towards 1, made towards 0; mean over judges."""
-    terms = [(1 - r.score).square().mean() + m.score.square().mean() for r, m in zip(real, made, strict=True)]
+    terms = [
+        (1 - r.score).square().mean() + m.score.square().mean()
+        for r, m in zip(real, made, strict=True)
+    ]
     return torch.stack(terms).mean()
 
 
 def generator_loss(real: list[Verdict], made: list[Verdict]) -> tuple[Tensor, Tensor]:
     """Return (how far made is from passing, distance of features), both means over judges."""
     fooled = torch.stack([(1 - m.score).square().mean() for m in made]).mean()
-    pairs = [(a.detach(), b) for r, m in zip(real, made, strict=True) for a, b in zip(r.features, m.features, strict=True)]
+    pairs = [
+        (a.detach(), b)
+        for r, m in zip(real, made, strict=True)
+        for a, b in zip(r.features, m.features, strict=True)
+    ]
     # Relative to the feature's own size, so that no judge or layer outweighs another.
-    distance = torch.stack([F.l1_loss(b, a) / a.abs().mean().clamp(min=1e-4) for a, b in pairs]).mean()
+    distance = torch.stack(
+        [F.l1_loss(b, a) / a.abs().mean().clamp(min=1e-4) for a, b in pairs]
+    ).mean()
     return fooled, distance
 
 
@@ -84,4 +100,6 @@ def _fold(wave: Tensor, period: int) -> Tensor:
 def _spectrum(wave: Tensor, size: int) -> Tensor:
     window = torch.hann_window(size, device=wave.device)
     spectrum = torch.stft(wave, size, size // 4, window=window, return_complex=True)
-    return (spectrum.real.square() + spectrum.imag.square() + 1e-7).sqrt().transpose(1, 2)[:, None]  # [B, 1, T, F]
+    return (
+        (spectrum.real.square() + spectrum.imag.square() + 1e-7).sqrt().transpose(1, 2)[:, None]
+    )  # [B, 1, T, F]

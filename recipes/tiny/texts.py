@@ -60,9 +60,13 @@ COLOUR_NAMES = "red blue green yellow white black orange purple brown pink gray"
 PLACES = """kitchen garden park station office school library airport market hotel beach museum hospital bakery
 restaurant bathroom bedroom basement balcony playground cafe theater""".split()
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-MONTHS = "January February March April May June July August September October November December".split()
+MONTHS = (
+    "January February March April May June July August September October November December".split()
+)
 WEATHER = """sunny cloudy rainy windy foggy snowy warm cold mild hot freezing stormy dry humid clear""".split()
-FEELINGS = "happy glad sorry tired proud excited curious calm worried surprised grateful ready".split()
+FEELINGS = (
+    "happy glad sorry tired proud excited curious calm worried surprised grateful ready".split()
+)
 HOBBIES = """reading|cooking|swimming|painting|hiking|dancing|singing|gardening|cycling|fishing|drawing|traveling
 playing chess|playing the piano|watching movies|learning languages|taking pictures|baking bread"""
 VERBS = """open close find bring move check clean fix carry wash paint drop lift hold turn push pull watch count
@@ -212,7 +216,9 @@ def _time(rng: random.Random) -> str:
 def _small_talk(rng: random.Random) -> str:
     text = rng.choice(_lines(SMALL_TALK))
     if rng.random() < 0.25:
-        return f"{rng.choice(('Hello', 'Hi', 'Okay', 'Sorry', 'Thanks'))}, {rng.choice(NAMES)}. {text}"
+        return (
+            f"{rng.choice(('Hello', 'Hi', 'Okay', 'Sorry', 'Thanks'))}, {rng.choice(NAMES)}. {text}"
+        )
     return text
 
 
@@ -236,7 +242,11 @@ def _capital(rng: random.Random) -> str:
 def _opposite(rng: random.Random) -> str:
     a, b = rng.choice(list(OPPOSITES.items()))
     return rng.choice(
-        (f"The opposite of {a} is {b}.", f"{b} is the opposite of {a}.", f"What is the opposite of {a}?")
+        (
+            f"The opposite of {a} is {b}.",
+            f"{b} is the opposite of {a}.",
+            f"What is the opposite of {a}?",
+        )
     )
 
 
@@ -257,7 +267,9 @@ def _colour(rng: random.Random) -> str:
 
 def _definition(rng: random.Random) -> str:
     word, meaning = rng.choice(list(DEFINITIONS.items()))
-    return rng.choice((f"A {word} is {meaning}.", f"What is a {word}?", f"{meaning} is called a {word}."))
+    return rng.choice(
+        (f"A {word} is {meaning}.", f"What is a {word}?", f"{meaning} is called a {word}.")
+    )
 
 
 def _sum(rng: random.Random) -> str:
@@ -275,7 +287,9 @@ def _sum(rng: random.Random) -> str:
 
 def _digits(rng: random.Random) -> str:
     digits = [str(rng.randint(0, 9)) for _ in range(rng.randint(3, 8))]
-    return rng.choice((", ".join(digits) + ".", " ".join(digits) + ".", f"The code is {', '.join(digits)}."))
+    return rng.choice(
+        (", ".join(digits) + ".", " ".join(digits) + ".", f"The code is {', '.join(digits)}.")
+    )
 
 
 def _counting(rng: random.Random) -> str:

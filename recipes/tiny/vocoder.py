@@ -38,7 +38,9 @@ class VocoderStage:
 
     shipped = ("vocoder",)
 
-    def __init__(self, speech: Speech, *, batch: int, lr: float, adversary_after: int, device: str, seed: int) -> None:
+    def __init__(
+        self, speech: Speech, *, batch: int, lr: float, adversary_after: int, device: str, seed: int
+    ) -> None:
         torch.manual_seed(seed)
         self.speech, self.batch, self.lr, self.device = speech, batch, lr, device
         self.adversary_after = adversary_after
@@ -54,13 +56,19 @@ class VocoderStage:
         }
 
     def train_step(self, step: int, rng: np.random.Generator) -> dict[str, float]:
-        wave, mel, _ = (x.to(self.device) for x in self.speech.segments(rng, self.batch, SEGMENT_FRAMES))
+        wave, mel, _ = (
+            x.to(self.device) for x in self.speech.segments(rng, self.batch, SEGMENT_FRAMES)
+        )
         made = self.vocoder(mel)
         spectral, figures = spectral_loss(made, wave)
         total = spectral
         if step >= self.adversary_after:
-            judged = -(-self.batch // 2)  # half the batch: on a CPU the judges cost more than the vocoder
-            figures["adversary"] = self._train_adversary(step, made[:judged].detach(), wave[:judged])
+            judged = -(
+                -self.batch // 2
+            )  # half the batch: on a CPU the judges cost more than the vocoder
+            figures["adversary"] = self._train_adversary(
+                step, made[:judged].detach(), wave[:judged]
+            )
             with torch.no_grad():
                 real = self.adversary(wave[:judged])
             fooled, features = generator_loss(real, self.adversary(made[:judged]))
@@ -119,7 +127,9 @@ def load(out: Path, *, best: bool = True) -> Vocoder:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     loop.add_arguments(parser, steps=200_000, batch=4)
     parser.add_argument("--adversary-after", type=int, default=8_000)
     args = parser.parse_args()
