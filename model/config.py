@@ -11,8 +11,10 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 T = TypeVar("T")
 
@@ -139,6 +141,13 @@ class ThinkerConfig:
     def placeholder_ids(self) -> frozenset[int]:
         """Ids whose embedding an encoder's row replaces."""
         return frozenset((self.audio_token_index, self.image_token_index, self.video_token_index))
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """Ids that frame media in a prompt; text must never produce one."""
+        audio = (self.audio_start_token_id, self.audio_end_token_id)
+        vision = (self.vision_start_token_id, self.vision_end_token_id)
+        return self.placeholder_ids.union(audio, vision)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ TINY: dict[str, Any] = {
             temporal_patch_size=2, window_size=112, out_hidden_size=32, fullatt_block_indexes=[1, 3],
         ),
         "text_config": dict(
-            vocab_size=128, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+            vocab_size=320, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
             num_key_value_heads=2, head_dim=16, rope_parameters=ROPE, tie_word_embeddings=False,
         ),
         "audio_token_index": 50, "image_token_index": 51, "video_token_index": 52, "audio_start_token_id": 53,

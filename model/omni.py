@@ -1,0 +1,212 @@
+"""A checkpoint in memory: Thinker, Talker and codec decoder side by side, with tokenizer and voices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from model.checkpoint import (
+    CheckpointError,
+    LoadProgress,
+    TensorFiles,
+    WeightFormat,
+    check_tensors,
+    fill,
+    locate,
+)
+from model.codec.decoder import CodecDecoder
+from model.codec.solver import SolverConfig
+from model.codec.voice import Voice, load_voices
+from model.config import OmniConfig
+from model.image import ImageSettings
+from model.layers import Int8Linear
+from model.talker import Talker
+from model.thinker import Thinker
+from model.tokenizer import TextTokenizer
+from model.windows import WindowSchedule
+
+VOICE_FILES = ("voices.safetensors", "spk_dict.pt")
+LM_HEAD = "thinker.lm_head.weight"
+DECODE_BOUND = (
+    "thinker.model.layers.",
+    "thinker.lm_head",
+    "talker.model.layers.",
+    "talker.thinker_to_talker_proj",
+    "talker.codec_head",
+)
+"""Linear layers that every decode step reads whole: the ones worth quantising."""
+
+
+class OmniModel(nn.Module):
+    """The parts. The state dict has the published names; `prepare` must be called once after loading."""
+
+    def __init__(
+        self,
+        config: OmniConfig,
+        images: ImageSettings,
+        solver: SolverConfig | None = None,
+        schedule: WindowSchedule | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.thinker = Thinker(config.thinker, images)
+        self.talker = Talker(config.talker) if config.talker else None
+        self.token2wav = (
+            CodecDecoder(config.token2wav, solver, schedule) if config.token2wav else None
+        )
+
+    def prepare(self) -> None:
+        """Compute what derives from the weights, on the device they are on."""
+        for part in (self.thinker, self.talker, self.token2wav):
+            if part is not None:
+                part.prepare()
+
+
+@dataclass(frozen=True, slots=True)
+class Omni:
+    """A loaded checkpoint, ready to run."""
+
+    model: OmniModel
+    config: OmniConfig
+    tokenizer: TextTokenizer
+    voices: dict[str, Voice]
+    images: ImageSettings
+    end_ids: frozenset[int]
+    """Text tokens that end a reply."""
+    device: torch.device
+    dtype: torch.dtype
+
+    def voice(self, name: str | None = None) -> Voice:
+        """The voice of that name, or the checkpoint's first.
+
+        Raises:
+            CheckpointError: there is no such voice; the message lists those there are.
+        """
+        if name is None and self.voices:
+            return next(iter(self.voices.values()))
+        if name not in self.voices:
+            raise CheckpointError(f"no voice {name!r}; this checkpoint has {sorted(self.voices)}")
+        return self.voices[name]
+
+
+def load(
+    source: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    weights: WeightFormat = "plain",
+    speech: bool = True,
+    solver: SolverConfig | None = None,
+    schedule: WindowSchedule | None = None,
+    progress: Callable[[LoadProgress], None] | None = None,
+) -> Omni:
+    """Load a checkpoint in the published layout.
+
+    Args:
+        source: a folder, or a hub name such as `Qwen/Qwen2.5-Omni-7B`.
+        device: where the weights go, without a second copy.
+        dtype: of Thinker and Talker; None takes bf16 where the device computes in it, else fp32. The codec decoder
+            is fp32, as in the reference.
+        weights: `int8` quantises what a decode step reads whole (Thinker and Talker matrices).
+        speech: False leaves Talker and codec decoder out.
+        solver: how the codec integrates its flow.
+        schedule: the codec's windows.
+        progress: called after each tensor.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, incomplete, or another architecture.
+        ConfigError: its `config.json` is.
+    """
+    folder, device = locate(source), torch.device(device)
+    config = OmniConfig.from_file(folder / "config.json")
+    if not speech:
+        config = OmniConfig(config.thinker, None, None)
+    dtype = dtype or default_dtype(device)
+    images = _image_settings(folder)
+    with torch.device("meta"):
+        model = OmniModel(config, images, solver, schedule)
+    _fill(model, folder, device, dtype, weights, progress)
+    tokenizer = TextTokenizer.from_folder(folder, config.thinker.control_ids)
+    return Omni(
+        model=model,
+        config=config,
+        tokenizer=tokenizer,
+        voices=_load_voices(folder, config),
+        images=images,
+        end_ids=frozenset((tokenizer.im_end_id, *_listed_end_ids(folder))),
+        device=device,
+        dtype=dtype,
+    )
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the hardware multiplies it, else fp32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def _fill(
+    model: OmniModel,
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    weights: WeightFormat,
+    progress: Callable[[LoadProgress], None] | None,
+) -> None:
+    model.thinker.to(dtype)
+    if model.talker:
+        model.talker.to(dtype)
+    with TensorFiles.open(folder) as files:
+        if not model.config.has_speech:
+            files.drop("talker.", "token2wav.")
+        is_tied = LM_HEAD not in files.files_by_tensor
+        check_tensors(model, files, optional=(LM_HEAD,))
+        names = tuple(n for n in DECODE_BOUND if not (is_tied and LM_HEAD.startswith(n)))
+        quantised = names if weights == "int8" else ()
+        fill(model, files, device, int8_prefixes=quantised, progress=progress)
+    if is_tied:
+        _tie_lm_head(model.thinker, as_int8=weights == "int8")
+    model.requires_grad_(False).eval()
+    model.prepare()
+
+
+def _tie_lm_head(thinker: Thinker, *, as_int8: bool) -> None:
+    thinker.lm_head.weight = thinker.model.embed_tokens.weight
+    if as_int8:
+        thinker.set_submodule("lm_head", Int8Linear.quantise(thinker.lm_head))
+
+
+def _load_voices(folder: Path, config: OmniConfig) -> dict[str, Voice]:
+    if config.token2wav is None:
+        return {}
+    found = [folder / name for name in VOICE_FILES if (folder / name).exists()]
+    return load_voices(found[0] if found else folder / VOICE_FILES[-1], config.token2wav.dit)
+
+
+def _image_settings(folder: Path) -> ImageSettings:
+    path = folder / "preprocessor_config.json"
+    if not path.exists():
+        return ImageSettings()
+    try:
+        return ImageSettings.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be used: {error}") from None
+
+
+def _listed_end_ids(folder: Path) -> list[int]:
+    """`eos_token_id` of the checkpoint's generation config: absent, one id, or several."""
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return []
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+    return [int(i) for i in ([listed] if isinstance(listed, int) else listed or [])]
