@@ -95,7 +95,7 @@ class Chat:
 
     def frame(self, frame: Frame) -> None:
         """Add the next frame, uint8 [H, W, 3]; a pair is prefilled as soon as the sound before it is."""
-        video = self._open_video()
+        video = self._current_video()
         grid = video_grid(frame, self.omni.images)
         video.grid = video.grid or grid
         if video.waiting_frame is None:
@@ -105,14 +105,14 @@ class Chat:
 
     def sound(self, samples: Tensor) -> None:
         """Add samples [n] (float32 mono, 16 kHz) of the open video."""
-        video = self._open_video()
+        video = self._current_video()
         if video.sound is None:
             raise ValueError("this video was opened without sound; open it with with_sound=True")
         self._add_sound_rows(video, video.sound.push(samples))
 
     def close_video(self) -> None:
         """End the video: a frame without a partner is doubled, a partial block of sound is encoded as it is."""
-        video = self._open_video()
+        video = self._current_video()
         if video.waiting_frame is not None:
             self._add_pair(video, video.waiting_frame, None)
         if video.sound is not None:
@@ -167,7 +167,7 @@ class Chat:
         positions = self.prompt.timeline.close_segment()
         self.prompt.add_tokens(markers[1 - with_sound :], positions)
 
-    def _open_video(self) -> OpenVideo:
+    def _current_video(self) -> OpenVideo:
         if self._video is None:
             raise ValueError("no video is open; call open_video first")
         return self._video

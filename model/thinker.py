@@ -29,8 +29,8 @@ class Thinker(nn.Module):
         self.lm_head = nn.Linear(config.decoder.hidden_size, config.decoder.vocab_size, bias=False)
 
     def prepare(self) -> None:
-        for part in (self.audio_tower, self.visual, self.model):
-            part.prepare()
+        self.audio_tower.prepare()
+        self.model.prepare()
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Token ids [N] to rows [N, H]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from model.config import OmniConfig
 @pytest.fixture(scope="session", autouse=True)
 def one_torch_thread() -> None:
     torch.set_num_threads(1)
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # it doubts ids that are right
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -85,6 +86,7 @@ def restore_intended_talker(reference: Qwen2_5OmniForConditionalGeneration) -> N
     talker = reference.talker
     forward = talker.forward
 
+    @functools.wraps(forward)  # generate() reads the signature
     def with_mask(*args: Any, **kwargs: Any) -> Any:
         if kwargs.get("attention_mask") is None:
             fed = (
