@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
@@ -33,6 +34,7 @@ from recipes.tiny.sources import Array, Gguf, read_ctranslate2, smollm2_path, wh
 TRAINED = Path(__file__).resolve().parents[2] / "model" / "tiny"
 TEXT = "thinker.model."
 AUDIO = "thinker.audio_tower."
+MARKER_ROWS = "thinker.model.embed_tokens.marker_rows"
 
 log = logging.getLogger("assemble")
 
@@ -134,6 +136,8 @@ def assemble(trained: Path, seed: int) -> dict[str, Tensor]:
     tensors = dict(thinker_tensors(Gguf.open(smollm2_path())))
     tensors |= audio_tensors(read_ctranslate2(whisper_path()))
     tensors |= trained_tensors(trained)
+    markers = tensors.pop(MARKER_ROWS, None)
+    place_markers(tensors[f"{TEXT}embed_tokens.weight"], markers, seed)
     with torch.device("meta"):
         model = OmniModel(OmniConfig.from_json(tree.CONFIG), ImageSettings())
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -156,6 +160,21 @@ def write(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
     part = folder / "model.safetensors.part"
     save_file({name: value.to(dtype).contiguous() for name, value in tensors.items()}, part)
     part.rename(folder / "model.safetensors")
+
+
+def place_markers(embedding: Tensor, rows: Tensor | None, seed: int) -> None:
+    """Give our markers embeddings of their own, in place: the trained `rows`, or distinct random ones.
+
+    In the source these rows were never trained and are all the same vector. A little noise on it tells them apart,
+    and keeps them as unlikely an output as they were.
+    """
+    ids = list(tree.MARKERS.values())
+    if rows is None:
+        rng = torch.Generator().manual_seed(seed)
+        untrained = embedding[tree.UNTRAINED_ID]
+        noise = torch.randn(len(ids), embedding.shape[1], generator=rng)
+        rows = untrained + 0.5 * untrained.norm() * F.normalize(noise, dim=1)
+    embedding[ids] = rows
 
 
 def trained_tensors(folder: Path) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ MARKERS = {
     "<|voice_chelsie|>": 13,
     "<|voice_ethan|>": 14,
 }
+UNTRAINED_ID = 15  # stays as it was in the source
 VOICES = {"Chelsie": ("gongitsune", 13), "Ethan": ("joe", 14)}
 
 HIDDEN = 576
