@@ -149,16 +149,17 @@ def assemble(trained: Path, seed: int) -> dict[str, Tensor]:
     return tensors | {name: fresh_tensor(name, shapes[name], seed) for name in fresh}
 
 
-def write(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+def write(folder: Path, trained: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
     """Write the folder in the published layout; the weights last, so that a half-written folder never loads."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(tree.CONFIG, indent=2) + "\n")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2]}) + "\n")
     tokenizer(Gguf.open(smollm2_path())).save(str(folder / "tokenizer.json"))
-    if (TRAINED / "voices.safetensors").exists():
-        shutil.copyfile(TRAINED / "voices.safetensors", folder / "voices.safetensors")
+    shutil.copyfile(trained / "voices.safetensors", folder / "voices.safetensors")
     part = folder / "model.safetensors.part"
-    save_file({name: value.to(dtype).contiguous() for name, value in tensors.items()}, part)
+    # The codec decoder computes in float32; its weights are few.
+    dtypes = {name: torch.float32 if name.startswith("token2wav.") else dtype for name in tensors}
+    save_file({name: value.to(dtypes[name]).contiguous() for name, value in tensors.items()}, part)
     part.rename(folder / "model.safetensors")
 
 
@@ -173,7 +174,7 @@ def place_markers(embedding: Tensor, rows: Tensor | None, seed: int) -> None:
         rng = torch.Generator().manual_seed(seed)
         untrained = embedding[tree.UNTRAINED_ID]
         noise = torch.randn(len(ids), embedding.shape[1], generator=rng)
-        rows = untrained + 0.5 * untrained.norm() * F.normalize(noise, dim=1)
+        rows = untrained + 0.25 * untrained.norm() * F.normalize(noise, dim=1)
     embedding[ids] = rows
 
 
@@ -199,7 +200,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    write(args.folder, assemble(args.trained, args.seed), getattr(torch, args.dtype))
+    write(args.folder, args.trained, assemble(args.trained, args.seed), getattr(torch, args.dtype))
     log.info("wrote %s", args.folder)
 
 

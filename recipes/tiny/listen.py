@@ -69,6 +69,8 @@ def comparable(text: str) -> list[str]:
     """Lower-case words; neighbouring digits and neighbouring single letters are one word."""
     text = re.sub(r"\b(\d{1,2}):(\d\d)\b", r"\1 \2", text.replace("o'clock", " "))
     text = _normalize(re.sub(r"[,-]", " ", re.sub(r"(?<=\d),(?=\d)", "", text)))
+    text = re.sub(r"\$(\d+)", r"\1 dollars", text).replace("%", " percent")
+    text = re.sub(r"\bone\b", "1", text)  # the one number word the normaliser leaves, or makes
     text = re.sub(r"(?<=\d) (?=\d)", "", text)
     return re.sub(r"\b(\w) (?=\w\b)", r"\1", text).split()
 

@@ -76,10 +76,12 @@ def shard_paths(folder: Path, voice: str, shard: int) -> tuple[Path, Path]:
 
 def read_shard(folder: Path, voice: str, shard: int) -> tuple[NDArray[np.int16], list[Utterance]]:
     """Return the shard's samples and its index."""
-    flac, index = shard_paths(folder, voice, shard)
-    pcm, rate = soundfile.read(flac, dtype="int16")
+    sound, index = shard_paths(folder, voice, shard)
+    if not sound.exists():  # an unpacked training set holds Opus
+        sound = sound.with_suffix(".ogg")
+    pcm, rate = soundfile.read(sound, dtype="int16")
     if rate != SAMPLE_RATE:
-        raise ValueError(f"{flac} has {rate} Hz; this recipe works at {SAMPLE_RATE} Hz")
+        raise ValueError(f"{sound} has {rate} Hz; this recipe works at {SAMPLE_RATE} Hz")
     return pcm, [Utterance(**json.loads(line)) for line in index.read_text().splitlines()]
 
 
