@@ -3,6 +3,7 @@
     python -m recipes.tiny.evaluate speech   --clips 100       # the recogniser on the original: the floor
     python -m recipes.tiny.evaluate vocoder  --run ~/.cache/parley/tiny/vocoder
     python -m recipes.tiny.evaluate codec    --run ~/.cache/parley/tiny/codec --vocoder ~/.cache/parley/tiny/vocoder
+    python -m recipes.tiny.evaluate dit      --run ~/.cache/parley/tiny/dit --codec … --vocoder …
 
 Two figures: word errors against the text, and against what the recogniser heard in the original recording.
 The second takes the recogniser's own errors out.
@@ -21,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recipes.tiny import codec, vocoder
+from recipes.tiny import codec, dit, vocoder
 from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech
 from recipes.tiny.listen import Listener, word_errors
 from recipes.tiny.mel import SAMPLE_RATE
@@ -50,6 +51,21 @@ def through_codec(run: Path, vocoder_run: Path, best: bool) -> Resynthesis:
     return resynthesise
 
 
+def through_dit(run: Path, codec_run: Path, vocoder_run: Path, speech: Speech, best: bool) -> Resynthesis:
+    """Codes of the clip, back through the flow and the vocoder: all of the codec but its streaming windows."""
+    flow, tokenizer, voc = dit.load(run, best=best), codec.load(codec_run), vocoder.load(vocoder_run)
+    voices = dit.make_voices(speech)
+
+    def resynthesise(clip: Clip) -> NDArray[np.float32]:
+        (coded,) = dit.code_clips(tokenizer, [clip], "cpu")
+        noise = torch.randn(coded.mel.shape, generator=torch.Generator().manual_seed(0))
+        voice = voices[clip.voice]
+        made = dit.sample(flow, noise[None], coded.codes[None], voice.cond[None], voice.ref_mel[None])
+        return np.asarray(voc(made)[0])
+
+    return resynthesise
+
+
 def measure(clips: list[Clip], make: Resynthesis, listener: Listener, keep: Path | None) -> dict[str, float]:
     """Return word error rates over `clips`; write what was made to `keep`."""
     said_heard, origin_heard = [], []
@@ -69,9 +85,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=("speech", "vocoder", "codec"))
+    parser.add_argument("what", choices=("speech", "vocoder", "codec", "dit"))
     parser.add_argument("--run", type=Path)
     parser.add_argument("--vocoder", type=Path)
+    parser.add_argument("--codec", type=Path)
     parser.add_argument("--data", type=Path, default=Path("~/.cache/parley/tiny/speech").expanduser())
     parser.add_argument("--clips", type=int, default=50, help="per voice")
     parser.add_argument("--newest", action="store_true", help="newest averaged weights, not the best")
@@ -85,6 +102,7 @@ def main() -> None:
         "speech": lambda: original,
         "vocoder": lambda: through_vocoder(args.run, best),
         "codec": lambda: through_codec(args.run, args.vocoder, best),
+        "dit": lambda: through_dit(args.run, args.codec, args.vocoder, speech, best),
     }
     make = makers[args.what]()
     for voice, name in enumerate(VOICE_NAMES):

@@ -18,7 +18,7 @@ import soundfile
 from recipes.tiny.dataset import VOICE_NAMES
 from recipes.tiny.speech import SAMPLE_RATE, finished_shards, read_shard, shard_paths
 
-OPUS_COMPRESSION = 0.7  # of libsndfile's 0 … 1; about 50 kbit/s of mono speech
+OPUS_COMPRESSION = 0.82  # of libsndfile's 0 … 1; about 50 kbit/s of mono speech
 
 log = logging.getLogger("pack")
 

@@ -24,6 +24,8 @@ MARKERS = {
 UNTRAINED_ID = 15  # stays as it was in the source
 VOICES = {"Chelsie": ("gongitsune", 13), "Ethan": ("joe", 14)}
 
+SYSTEM_PROMPT = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
 HIDDEN = 576
 VOCABULARY = 49_152
 # Codec ids follow the codes themselves, in the published order.
@@ -109,7 +111,7 @@ DIT: dict[str, Any] = {
     "look_ahead_layers": [3],
     "look_backward_layers": [0, 6],
     "repeats": REPEATS,
-    "num_embeds": NUM_CODES,
+    "num_embeds": NUM_CODES - 1,  # the table has one row more than this field says
     "mel_dim": 80,
     "enc_emb_dim": 64,
     "enc_dim": 64,

@@ -65,7 +65,8 @@ def test_the_configuration_is_one_this_code_runs() -> None:
     config = OmniConfig.from_json(tree.CONFIG)
     assert config.talker is not None and config.token2wav is not None
     assert config.token2wav.samples_per_code == 960  # 25 codes per second of 24 kHz
-    assert config.talker.tts_codec_pad_token_id == config.token2wav.dit.num_embeds
+    # Stop ids follow the last code the decoder has an embedding for.
+    assert config.talker.tts_codec_pad_token_id == config.token2wav.dit.num_embeds + 1
     assert config.thinker.decoder.mrope_section == (12, 10, 10)
 
 
