@@ -15,8 +15,8 @@ import logging
 import math
 import shutil
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from model.image import ImageSettings
 from model.omni import LM_HEAD, OmniModel
 from recipes.tiny import tree
 from recipes.tiny.sources import Array, Gguf, read_ctranslate2, smollm2_path, whisper_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TRAINED = Path(__file__).resolve().parents[2] / "model" / "tiny"
 TEXT = "thinker.model."
@@ -78,14 +81,20 @@ def rotate_halves(weight: Array, num_heads: int) -> Array:
 
 def audio_tensors(variables: dict[str, Array]) -> Iterator[tuple[str, Tensor]]:
     """Yield Whisper's encoder under published names; its output projection is new."""
-    source = {k.removeprefix("encoder/"): _tensor(v) for k, v in variables.items() if k.startswith("encoder/")}
+    source = {
+        k.removeprefix("encoder/"): _tensor(v)
+        for k, v in variables.items()
+        if k.startswith("encoder/")
+    }
     for conv in ("conv1", "conv2"):
         for kind in ("weight", "bias"):
             yield f"{AUDIO}{conv}.{kind}", source[f"{conv}/{kind}"]
     yield from _norm(source, "layer_norm", f"{AUDIO}ln_post")
     for i in range(sum(name.endswith("ffn/linear_0/weight") for name in source)):
         theirs, ours = f"layer_{i}/", f"{AUDIO}layers.{i}."
-        yield from _norm(source, f"{theirs}self_attention/layer_norm", f"{ours}self_attn_layer_norm")
+        yield from _norm(
+            source, f"{theirs}self_attention/layer_norm", f"{ours}self_attn_layer_norm"
+        )
         yield from _norm(source, f"{theirs}ffn/layer_norm", f"{ours}final_layer_norm")
         for j, name in enumerate(("self_attn.out_proj", "fc1", "fc2")):
             linear = ("self_attention/linear_1", "ffn/linear_0", "ffn/linear_1")[j]
@@ -112,10 +121,17 @@ def tokenizer(gguf: Gguf) -> Tokenizer:
     merges = [tuple(pair.split(" ")) for pair in gguf.metadata["tokenizer.ggml.merges"]]
     built = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, merges))
     built.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     built.decoder = decoders.ByteLevel()
-    control = [t for t, kind in zip(tokens, gguf.metadata["tokenizer.ggml.token_type"], strict=True) if kind == 3]
+    control = [
+        t
+        for t, kind in zip(tokens, gguf.metadata["tokenizer.ggml.token_type"], strict=True)
+        if kind == 3
+    ]
     built.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in control])
     return built
 

@@ -15,8 +15,7 @@ Three pressures shape a code:
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,6 +26,10 @@ from recipes.tiny import loop
 from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech
 from recipes.tiny.mel import FLOOR, NUM_BINS
 from recipes.tiny.speech import ipa
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
 
 LEVELS = (8, 5, 5, 5)
 NUM_CODES = 8 * 5 * 5 * 5
@@ -97,12 +100,17 @@ class Tokenizer(nn.Module):
         self.quantizer = Quantizer(LEVELS)
         # Two phoneme slots per code: quick speech has more than one phoneme in 40 ms, and CTC wants blanks.
         self.reader = nn.Sequential(
-            nn.Linear(len(LEVELS), width), Block(width), Block(width), nn.Linear(width, 2 * (1 + len(PHONEMES)))
+            nn.Linear(len(LEVELS), width),
+            Block(width),
+            Block(width),
+            nn.Linear(width, 2 * (1 + len(PHONEMES))),
         )
         self.voice = nn.Embedding(len(VOICE_NAMES), width)
         self.widen = nn.Linear(len(LEVELS), width)
         self.coarse = nn.Sequential(*(Block(width) for _ in range(3)))
-        self.fine = nn.Sequential(*(Block(width) for _ in range(3)), nn.LayerNorm(width), nn.Linear(width, NUM_BINS))
+        self.fine = nn.Sequential(
+            *(Block(width) for _ in range(3)), nn.LayerNorm(width), nn.Linear(width, NUM_BINS)
+        )
 
     def encode(self, mel: Tensor) -> tuple[Tensor, Tensor]:
         """Turn mel [B, T, M], T a multiple of 4, into (values [B, T / 4, D], codes [B, T / 4])."""
@@ -176,7 +184,11 @@ class CodecStage:
             zero_infinity=True,
         )
         used = codes[inside[:, ::REPEATS]].unique().numel() / NUM_CODES
-        return mel_loss + CTC_WEIGHT * ctc, {"mel": mel_loss.item(), "ctc": ctc.item(), "used": used}
+        return mel_loss + CTC_WEIGHT * ctc, {
+            "mel": mel_loss.item(),
+            "ctc": ctc.item(),
+            "used": used,
+        }
 
 
 def padded_mel(clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from recipes.tiny.mel import EDGE, HOP, SAMPLE_RATE, log_mel
 from recipes.tiny.speech import Utterance, finished_shards, read_shard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
 
 KEPT_OUT_SHARD = 0
 VOICE_NAMES = ("joe", "gongitsune")

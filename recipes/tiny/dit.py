@@ -35,7 +35,9 @@ log = logging.getLogger("dit")
 
 
 def dit_config() -> DitConfig:
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in tree.DIT.items() if k != "model_type"}
+    fields = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in tree.DIT.items() if k != "model_type"
+    }
     return DitConfig(**fields)
 
 
@@ -52,20 +54,38 @@ class DitStage:
     shipped = ("dit",)
 
     def __init__(
-        self, train: list[CodedClip], kept_out: list[CodedClip], voices: list[Voice], *, batch: int, lr: float, device: str, seed: int
+        self,
+        train: list[CodedClip],
+        kept_out: list[CodedClip],
+        voices: list[Voice],
+        *,
+        batch: int,
+        lr: float,
+        device: str,
+        seed: int,
     ) -> None:
         torch.manual_seed(seed)
-        self.train, self.kept_out, self.batch, self.lr, self.device = train, kept_out, batch, lr, device
+        self.train, self.kept_out, self.batch, self.lr, self.device = (
+            train,
+            kept_out,
+            batch,
+            lr,
+            device,
+        )
         self.cond = torch.stack([v.cond for v in voices]).to(device)
         self.ref_mel = torch.stack([v.ref_mel for v in voices]).to(device)
         self.odds = clip_odds(train)
         self.dit = Dit(dit_config())
         self.dit.reset_parameters()
-        with torch.no_grad():  # velocity starts at its mean over everything: mean mel minus mean noise (0)
+        with (
+            torch.no_grad()
+        ):  # velocity starts at its mean over everything: mean mel minus mean noise (0)
             self.dit.proj_out.bias.copy_(torch.cat([c.mel for c in train[:200]]).float().mean(0))
         self.parts: dict[str, nn.Module] = {"dit": self.dit.to(device)}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "dit": torch.optim.AdamW(self.dit.parameters(), lr, betas=(0.9, 0.98), weight_decay=0.01)
+            "dit": torch.optim.AdamW(
+                self.dit.parameters(), lr, betas=(0.9, 0.98), weight_decay=0.01
+            )
         }
 
     def train_step(self, step: int, rng: np.random.Generator) -> dict[str, float]:
@@ -73,7 +93,11 @@ class DitStage:
         codes, mel, voices = (x.to(self.device) for x in cut(clips, rng))
         # Drawn on the CPU, so that every device sees the same.
         noise = torch.from_numpy(rng.standard_normal(mel.shape, np.float32)).to(self.device)
-        t = torch.from_numpy(1 - np.cos(math.pi / 2 * rng.random(self.batch))).float().to(self.device)
+        t = (
+            torch.from_numpy(1 - np.cos(math.pi / 2 * rng.random(self.batch)))
+            .float()
+            .to(self.device)
+        )
         loss = self._loss(mel, noise, t, codes, voices)
         optimizer = self.optimizers["dit"]
         loop.warm_up(optimizer, step, self.lr, 500)
@@ -104,7 +128,14 @@ class DitStage:
         return F.mse_loss(velocity, mel - noise) / MEL_SCALE
 
 
-def sample(dit: Dit, noise: Tensor, codes: Tensor, cond: Tensor, ref_mel: Tensor, solver: SolverConfig = SOLVER) -> Tensor:
+def sample(
+    dit: Dit,
+    noise: Tensor,
+    codes: Tensor,
+    cond: Tensor,
+    ref_mel: Tensor,
+    solver: SolverConfig = SOLVER,
+) -> Tensor:
     """Integrate whole clips [B, T, M] plainly; what the streaming sampler approximates."""
     plan = time_plan(solver)
 
@@ -159,7 +190,11 @@ def make_voices(speech: Speech, seed: int = 0) -> list[Voice]:
     voices = []
     for i, source in enumerate(VOICE_NAMES):
         name, token = by_source[source]
-        clip = next(c for c in (*speech.train, *speech.kept_out) if c.voice == i and c.num_frames >= REF_FRAMES)
+        clip = next(
+            c
+            for c in (*speech.train, *speech.kept_out)
+            if c.voice == i and c.num_frames >= REF_FRAMES
+        )
         cond = torch.randn(tree.DIT["enc_emb_dim"], generator=rng)
         voices.append(Voice(name, token, cond, clip.mel()[:REF_FRAMES]))
     return voices
@@ -184,7 +219,13 @@ def main() -> None:
     kept_out = code_clips(tokenizer, speech.kept_out, args.device)
     log.info("coded clips=%d", len(train))
     stage = DitStage(
-        train, kept_out, make_voices(speech), batch=args.batch, lr=args.lr or 5e-4, device=args.device, seed=args.seed
+        train,
+        kept_out,
+        make_voices(speech),
+        batch=args.batch,
+        lr=args.lr or 5e-4,
+        device=args.device,
+        seed=args.seed,
     )
     loop.train(stage, args.out, loop.budget(args))
 

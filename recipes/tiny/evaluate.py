@@ -51,22 +51,32 @@ def through_codec(run: Path, vocoder_run: Path, best: bool) -> Resynthesis:
     return resynthesise
 
 
-def through_dit(run: Path, codec_run: Path, vocoder_run: Path, speech: Speech, best: bool) -> Resynthesis:
+def through_dit(
+    run: Path, codec_run: Path, vocoder_run: Path, speech: Speech, best: bool
+) -> Resynthesis:
     """Codes of the clip, back through the flow and the vocoder: all of the codec but its streaming windows."""
-    flow, tokenizer, voc = dit.load(run, best=best), codec.load(codec_run), vocoder.load(vocoder_run)
+    flow, tokenizer, voc = (
+        dit.load(run, best=best),
+        codec.load(codec_run),
+        vocoder.load(vocoder_run),
+    )
     voices = dit.make_voices(speech)
 
     def resynthesise(clip: Clip) -> NDArray[np.float32]:
         (coded,) = dit.code_clips(tokenizer, [clip], "cpu")
         noise = torch.randn(coded.mel.shape, generator=torch.Generator().manual_seed(0))
         voice = voices[clip.voice]
-        made = dit.sample(flow, noise[None], coded.codes[None], voice.cond[None], voice.ref_mel[None])
+        made = dit.sample(
+            flow, noise[None], coded.codes[None], voice.cond[None], voice.ref_mel[None]
+        )
         return np.asarray(voc(made)[0])
 
     return resynthesise
 
 
-def measure(clips: list[Clip], make: Resynthesis, listener: Listener, keep: Path | None) -> dict[str, float]:
+def measure(
+    clips: list[Clip], make: Resynthesis, listener: Listener, keep: Path | None
+) -> dict[str, float]:
     """Return word error rates over `clips`; write what was made to `keep`."""
     said_heard, origin_heard = [], []
     for i, clip in enumerate(clips):
@@ -78,7 +88,10 @@ def measure(clips: list[Clip], make: Resynthesis, listener: Listener, keep: Path
             soundfile.write(keep / f"{i:03d}.wav", wave, SAMPLE_RATE)
             with (keep / "heard.jsonl").open("a") as file:
                 file.write(json.dumps({"said": clip.text, "heard": heard}) + "\n")
-    return {"against_text": word_errors(said_heard).rate, "against_original": word_errors(origin_heard).rate}
+    return {
+        "against_text": word_errors(said_heard).rate,
+        "against_original": word_errors(origin_heard).rate,
+    }
 
 
 def main() -> None:
@@ -89,9 +102,13 @@ def main() -> None:
     parser.add_argument("--run", type=Path)
     parser.add_argument("--vocoder", type=Path)
     parser.add_argument("--codec", type=Path)
-    parser.add_argument("--data", type=Path, default=Path("~/.cache/parley/tiny/speech").expanduser())
+    parser.add_argument(
+        "--data", type=Path, default=Path("~/.cache/parley/tiny/speech").expanduser()
+    )
     parser.add_argument("--clips", type=int, default=50, help="per voice")
-    parser.add_argument("--newest", action="store_true", help="newest averaged weights, not the best")
+    parser.add_argument(
+        "--newest", action="store_true", help="newest averaged weights, not the best"
+    )
     parser.add_argument("--keep", type=Path, help="folder for the sound made")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -109,7 +126,7 @@ def main() -> None:
         clips = [clip for clip in speech.kept_out if clip.voice == voice][: args.clips]
         with torch.inference_mode():
             rates = measure(clips, make, listener, args.keep)
-        print(json.dumps({"what": args.what, "voice": name, "clips": len(clips), **rates}))  # noqa: T201
+        print(json.dumps({"what": args.what, "voice": name, "clips": len(clips), **rates}))
 
 
 if __name__ == "__main__":

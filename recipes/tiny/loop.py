@@ -10,17 +10,19 @@ from `(seed, s)` alone, so a run that was stopped and resumed draws the same bat
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    import argparse
 
 log = logging.getLogger("train")
 

@@ -1,7 +1,7 @@
 """Pack the speech data into pieces small enough to carry to another machine, as Opus.
 
-    python -m recipes.tiny.pack --to /tmp/packed          # speech-00.tar, speech-01.tar … of at most 60 MB
-    tar xf speech-00.tar -C ~/.cache/parley/tiny/speech   # there; the recipes read Opus as they read FLAC
+python -m recipes.tiny.pack --to /tmp/packed          # speech-00.tar, speech-01.tar … of at most 60 MB
+tar xf speech-00.tar -C ~/.cache/parley/tiny/speech   # there; the recipes read Opus as they read FLAC
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ import argparse
 import io
 import logging
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import soundfile
 
 from recipes.tiny.dataset import VOICE_NAMES
 from recipes.tiny.speech import SAMPLE_RATE, finished_shards, read_shard, shard_paths
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 OPUS_COMPRESSION = 0.82  # of libsndfile's 0 … 1; about 50 kbit/s of mono speech
 
@@ -45,7 +48,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=Path("~/.cache/parley/tiny/speech").expanduser())
+    parser.add_argument(
+        "--data", type=Path, default=Path("~/.cache/parley/tiny/speech").expanduser()
+    )
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--max-mb", type=float, default=60.0)
     args = parser.parse_args()

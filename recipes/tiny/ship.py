@@ -56,11 +56,18 @@ def main() -> None:
         if what == "voices":
             voices = dit.make_voices(Speech(args.runs / "speech"))
             # The first is the default voice: Chelsie, as in the published checkpoints.
-            save_voices(args.to / "voices.safetensors", sorted(voices, key=lambda voice: voice.name))
+            save_voices(
+                args.to / "voices.safetensors", sorted(voices, key=lambda voice: voice.name)
+            )
             continue
         tensors = shipped(args.runs / what, what, PREFIXES[what])
         save_file(tensors, args.to / f"{what}.safetensors")
-        log.info("%s: %d tensors, %.1f MB", what, len(tensors), 2e-6 * sum(v.numel() for v in tensors.values()))
+        log.info(
+            "%s: %d tensors, %.1f MB",
+            what,
+            len(tensors),
+            2e-6 * sum(v.numel() for v in tensors.values()),
+        )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,19 @@ Array = NDArray[np.float32]
 ALIGNMENT = 32
 QUANT_BLOCK = 32
 # GGUF value types: struct format of scalars; 8 is a string, 9 an array.
-SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 F32, Q4_1, Q8_0 = 0, 3, 8
 
 
@@ -85,7 +97,9 @@ class Gguf:
         count = int(np.prod(shape))
         readers = {F32: _read_f32, Q4_1: _read_q4_1, Q8_0: _read_q8_0}
         if kind not in readers:
-            raise ValueError(f"{self.path}: {name} has GGUF type {kind}; known are {sorted(readers)}")
+            raise ValueError(
+                f"{self.path}: {name} has GGUF type {kind}; known are {sorted(readers)}"
+            )
         return readers[kind](self.path, offset, count).reshape(shape)
 
 

@@ -17,13 +17,13 @@ import argparse
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import TalkerConfig
 from model.omni import Omni
 from model.omni import load as load_checkpoint
 from model.rope import Timeline
@@ -31,6 +31,9 @@ from model.talker import Talker
 from recipes.tiny import codec, dit, loop, tree
 from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech
 from recipes.tiny.texts import sentence
+
+if TYPE_CHECKING:
+    from model.config import TalkerConfig
 
 # The Talker must read aloud under any prompt, so it is trained under several, and under none.
 SYSTEM_PROMPTS = (
@@ -67,7 +70,7 @@ class Markers:
         table = omni.model.thinker.model.embed_tokens.weight.detach().float().to(device)
         config = omni.config.talker
         assert config is not None
-        tokens = {source: token for source, token in tree.VOICES.values()}
+        tokens = dict(tree.VOICES.values())
         voices = table[[tokens[source] for source in VOICE_NAMES]]
         return cls(table[config.tts_text_end_token_id], table[config.tts_text_pad_token_id], voices)
 
@@ -98,7 +101,9 @@ class TalkerStage:
         self.talker.to(device).prepare()
         self.parts: dict[str, nn.Module] = {"talker": self.talker}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "talker": torch.optim.AdamW(self.talker.parameters(), lr, betas=(0.9, 0.98), weight_decay=0.02)
+            "talker": torch.optim.AdamW(
+                self.talker.parameters(), lr, betas=(0.9, 0.98), weight_decay=0.02
+            )
         }
 
     def train_step(self, step: int, rng: np.random.Generator) -> dict[str, float]:
@@ -138,7 +143,9 @@ class TalkerStage:
     def _sequence(self, lesson: Lesson) -> tuple[Tensor, Tensor, Tensor]:
         config, device = self.config, self.device
         codes = lesson.codes[:MAX_CODES].to(device)
-        before = F.pad(codes, (1, 0), value=config.tts_codec_start_token_id)  # what each step is fed
+        before = F.pad(
+            codes, (1, 0), value=config.tts_codec_start_token_id
+        )  # what each step is fed
         is_whole = len(codes) == len(lesson.codes)
         after = F.pad(codes, (0, 1), value=config.tts_codec_end_token_id if is_whole else -1)
         reply = reply_stream(lesson.reply_rows.to(device).float(), self.markers, len(before))
@@ -178,12 +185,16 @@ def initialise(talker: Talker) -> None:
         elif "embed_tokens" in name:
             nn.init.normal_(weight, std=0.15)  # the size of the Thinker's own embeddings
         else:
-            scale = (2 * depth) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+            scale = (
+                (2 * depth) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+            )
             nn.init.normal_(weight, std=scale * weight.shape[1] ** -0.5)
 
 
 @torch.inference_mode()
-def make_lessons(omni: Omni, tokenizer: codec.Tokenizer, clips: list[Clip], seed: int) -> list[Lesson]:
+def make_lessons(
+    omni: Omni, tokenizer: codec.Tokenizer, clips: list[Clip], seed: int
+) -> list[Lesson]:
     """Give every clip a chat in which its text is the reply; run the Thinker over it."""
     coded = dit.code_clips(tokenizer, clips, str(omni.device))
     lessons = []
@@ -195,7 +206,9 @@ def make_lessons(omni: Omni, tokenizer: codec.Tokenizer, clips: list[Clip], seed
         ids = torch.tensor([*prompt, *reply], device=omni.device)
         embedded = omni.model.thinker.embed(ids)
         positions = torch.arange(len(ids), device=omni.device).expand(3, 1, -1)
-        rows = (omni.model.thinker.model.whole(embedded[None], positions)[0] + embedded).half().cpu()
+        rows = (
+            (omni.model.thinker.model.whole(embedded[None], positions)[0] + embedded).half().cpu()
+        )
         lessons.append(Lesson(rows[: len(prompt)], rows[len(prompt) :], codes.codes, clip.voice))
         if i % 500 == 0:
             log.info("lessons %d of %d", i, len(clips))
@@ -206,7 +219,15 @@ def prompt_ids(omni: Omni, system: str, question: str) -> list[int]:
     """The chat frame as the running model writes it."""
     start, end, encode = omni.tokenizer.im_start_id, omni.tokenizer.im_end_id, omni.tokenizer.encode
     opening = [start, *encode(f"system\n{system}"), end, *encode("\n")] if system else []
-    return [*opening, start, *encode(f"user\n{question}"), end, *encode("\n"), start, *encode("assistant\n")]
+    return [
+        *opening,
+        start,
+        *encode(f"user\n{question}"),
+        end,
+        *encode("\n"),
+        start,
+        *encode("assistant\n"),
+    ]
 
 
 def load(out: Path, config: TalkerConfig, *, best: bool = True) -> Talker:

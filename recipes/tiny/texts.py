@@ -73,6 +73,8 @@ VERBS = """open close find bring move check clean fix carry wash paint drop lift
 describe remember forget buy sell send write read cook serve borrow return""".split()
 ADJECTIVES = """small large new old bright dark quiet loud soft heavy light round square long short simple strange
 lovely useful broken wooden plastic golden ancient modern gentle sharp smooth rough""".split()
+UNITS = "miles meters pounds degrees percent people".split()
+RELATIONS = ("near", "behind", "far from", "opposite")
 ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
 SMALL_TALK = """Hello! How can I help you today?|Hi there, nice to hear from you.|Good morning! What can I do for you?
 Good evening. I hope you had a nice day.|You're welcome!|Sure, no problem.|Of course. One moment, please.
@@ -89,63 +91,66 @@ I can see it now.|It's too dark for me to see that.|There is nothing there.|I he
 My name is Chelsie.|My name is Ethan.|Nice to meet you.|What's your name?|Where are you from?|How old are you?"""
 FACTS = """Water boils at 100 degrees Celsius.|The Earth goes around the Sun once a year.|A week has 7 days.
 There are 60 seconds in a minute and 60 minutes in an hour.|Bees make honey.|Spiders have 8 legs.|A year has 12 months.
-The heart pumps blood through the body.|Plants need light, water and air to grow.|Whales are the largest animals on Earth.
+The heart pumps blood through the body.|Plants need light, water and air to grow.
+Whales are the largest animals on Earth.
 The Moon goes around the Earth.|Ice is frozen water.|Sound travels slower than light.|A triangle has 3 sides.
 Sharks live in the sea.|Birds have wings and lay eggs.|Gold is a metal.|The Nile is a very long river.
 Mount Everest is the highest mountain in the world.|Penguins are birds, but they can't fly.|Cows give milk.
 Shakespeare wrote plays such as Hamlet.|A dozen is 12.|The human body has 206 bones.|Salt dissolves in water.
 A spider is not an insect.|Leap years have 366 days.|Diamonds are very hard.|The Pacific is the largest ocean."""
 # Nonsense sentences of common words cover the sounds of English evenly enough for a vocoder.
-WORDS = """about above across act afraid again agree air alone always angle animal answer any area argue arm army around
-arrive art ask autumn away baby back bad bake balance bank bath bear beauty bed before begin behind believe bell below
-bend beneath beside best better between beyond bit bite blow board body boil bone born borrow both bottom branch bread
-break breathe brick brief bring broad brother brush build burn busy butter button cake call calm candle captain card
-care carry case catch cause center chain chance change charge chase cheer cheese chest chew chicken child choose church
-city class clay clear clever climb cloth cloud club coast coffee coin collect comb common cook cool copper copy corn
-corner cough could count country course cousin cover cow crack cream cross crowd cry cup current curtain curve cut damp
-dance danger daughter death deep deer degree design desk detail develop die dinner direct discover discuss distance
-divide dream dress drink drive drum dust duty each eager ear earth ease east easy edge effect egg eight either electric
-elephant eleven else energy engine enjoy enough enter equal error even evening ever every exact example except excuse
-exercise expect eye face fact fail fair faith fall family famous farm father favorite fear feather feed feel fence fever
-few field fifty fight figure fill film final finger finish fire firm five fix flag flame flat flight float floor flour
-flow flute fly fold follow food foot force forest form forward found fountain four fox frame free fresh friend frog front
-fruit fuel fun furniture future game gate gather general gentle giant gift girl give glass glove goat gold good grain
-grand grape grass great ground group grow guard guess guest guide gun habit hair half hall hand handle hang happen harbor
-harvest hate head heal health hear heart heat heaven height hello help hen hide hill history hit hole holiday hollow home
-honest honey hook hope hospital hour hundred hunger hunt hurry hurt husband ice idea imagine inch increase industry
-inside instead iron island itch jacket jail jaw jelly jewel job join joke journey joy judge juice jump jungle just keep
-kettle kick kid kind king kiss kitten knee knock knot know ladder lake land language large laugh law lazy lead leaf learn
-leather leave leg lend length lesson level liberty lid lie life lift limit line lion lip list listen liver load local
-lock lonely lose lot love luck lunch lung machine mail main make man many map march mark marriage mask match matter maybe
-meal measure meat medicine meet melt member memory mend metal method middle mile mind minute mirror miss mix money monkey
-month mood moon morning most moth mother mountain mouse mouth move much mud muscle music must nail name narrow nation
-nature neck needle neighbor neither nephew nerve nest net never news next nice niece nine nobody noise noon north nose
-note nothing notice now number nurse nut oak ocean offer often oil once onion only opinion orange order other ought ounce
-outside oven over own oxygen page pain paint pair palace pale paper parent part pass past path pay peace peach pear
-people pepper perfect perhaps person phrase piece pig pillow pipe pity place plain plan plane plant play please plenty
-pocket poem point poison police pool popular possible pot potato pound pour powder power practice praise prepare press
-pretty prevent price pride prince print prison prize problem promise proof proud prove public pull punish pure push
-puzzle queen question quick quiet quite rabbit race radio rail rain raise rather raw reach ready reason receive record
-regret relate remain rent repair repeat reply report rescue rest result reward rhythm rice ride ring rise river road roar
-rob rock roll roof room root rope rose rough round row royal rub rubber rude ruin rule run rush sad safe sail salad salt
-same sand sauce save say scale scene school science scissors score scratch screen sea search season seat secret see seed
-seldom self sell send sense separate serious serve settle seven shade shadow shake shallow shame shape share sheep sheet
-shelf shell shine ship shirt shock shoot shop shore shoulder shout show shut sick side sign silk silly silver similar
-simple since sing sink sister sit six size skill skin skirt sky sleep slide slip slope slow smell smile smoke smooth snake
-snow soap social soft soil soldier solve some son song soon sort soul soup south space spare speak special speech speed
-spell spend spider spirit spot spread spring staff stage stair stamp stand start state stay steady steal steam steel steep
-stem step stick stiff still sting stomach stone stop store storm story straight strange stream street stretch strike
-string strong student study stuff stupid subject success such sudden suffer sugar suggest suit summer sun supper support
-sure surface surprise sweat swell swim swing sword system tail take talk tall taste tax tea teach team tear tell ten tent
-term test thank theater then theory there thick thief thing think thirty thousand thread three throat through throw thumb
-thunder ticket tie tiger tight till time tin tiny tip tired title toast today toe together tomorrow tongue tonight tool
-tooth top total touch tour toward towel tower town toy track trade train travel treasure treat trial tribe trick trip
-trouble trousers truck trust truth try tube tune twelve twenty twice twin twist two type ugly uncle under unit until upon
-upper urge use usual valley value vapor various vase vegetable verse very view village violet violin visit voice vote
-voyage wage waist wait wake walk wall want war warn waste water wave way weak wealth weapon wear weather weave wedding
-weed week weigh welcome west whale wheat wheel when whether which while whip whisper whistle white whole why wide wife
-wild will win wind wing winter wire wise wish witch with woman wonder wood wool word work world worry worth wound wrap
-wreck wrist write wrong yard year yellow yes yesterday yet youth zebra zero zoo""".split()
+WORDS = """about above across act afraid again agree air alone always angle animal answer any area argue arm army
+around arrive art ask autumn away baby back bad bake balance bank bath bear beauty bed before begin behind believe
+bell below bend beneath beside best better between beyond bit bite blow board body boil bone born borrow both bottom
+branch bread break breathe brick brief bring broad brother brush build burn busy butter button cake call calm candle
+captain card care carry case catch cause center chain chance change charge chase cheer cheese chest chew chicken child
+choose church city class clay clear clever climb cloth cloud club coast coffee coin collect comb common cook cool
+copper copy corn corner cough could count country course cousin cover cow crack cream cross crowd cry cup current
+curtain curve cut damp dance danger daughter death deep deer degree design desk detail develop die dinner direct
+discover discuss distance divide dream dress drink drive drum dust duty each eager ear earth ease east easy edge
+effect egg eight either electric elephant eleven else energy engine enjoy enough enter equal error even evening ever
+every exact example except excuse exercise expect eye face fact fail fair faith fall family famous farm father
+favorite fear feather feed feel fence fever few field fifty fight figure fill film final finger finish fire firm five
+fix flag flame flat flight float floor flour flow flute fly fold follow food foot force forest form forward found
+fountain four fox frame free fresh friend frog front fruit fuel fun furniture future game gate gather general gentle
+giant gift girl give glass glove goat gold good grain grand grape grass great ground group grow guard guess guest
+guide gun habit hair half hall hand handle hang happen harbor harvest hate head heal health hear heart heat heaven
+height hello help hen hide hill history hit hole holiday hollow home honest honey hook hope hospital hour hundred
+hunger hunt hurry hurt husband ice idea imagine inch increase industry inside instead iron island itch jacket jail jaw
+jelly jewel job join joke journey joy judge juice jump jungle just keep kettle kick kid kind king kiss kitten knee
+knock knot know ladder lake land language large laugh law lazy lead leaf learn leather leave leg lend length lesson
+level liberty lid lie life lift limit line lion lip list listen liver load local lock lonely lose lot love luck lunch
+lung machine mail main make man many map march mark marriage mask match matter maybe meal measure meat medicine meet
+melt member memory mend metal method middle mile mind minute mirror miss mix money monkey month mood moon morning most
+moth mother mountain mouse mouth move much mud muscle music must nail name narrow nation nature neck needle neighbor
+neither nephew nerve nest net never news next nice niece nine nobody noise noon north nose note nothing notice now
+number nurse nut oak ocean offer often oil once onion only opinion orange order other ought ounce outside oven over
+own oxygen page pain paint pair palace pale paper parent part pass past path pay peace peach pear people pepper
+perfect perhaps person phrase piece pig pillow pipe pity place plain plan plane plant play please plenty pocket poem
+point poison police pool popular possible pot potato pound pour powder power practice praise prepare press pretty
+prevent price pride prince print prison prize problem promise proof proud prove public pull punish pure push puzzle
+queen question quick quiet quite rabbit race radio rail rain raise rather raw reach ready reason receive record regret
+relate remain rent repair repeat reply report rescue rest result reward rhythm rice ride ring rise river road roar rob
+rock roll roof room root rope rose rough round row royal rub rubber rude ruin rule run rush sad safe sail salad salt
+same sand sauce save say scale scene school science scissors score scratch screen sea search season seat secret see
+seed seldom self sell send sense separate serious serve settle seven shade shadow shake shallow shame shape share
+sheep sheet shelf shell shine ship shirt shock shoot shop shore shoulder shout show shut sick side sign silk silly
+silver similar simple since sing sink sister sit six size skill skin skirt sky sleep slide slip slope slow smell smile
+smoke smooth snake snow soap social soft soil soldier solve some son song soon sort soul soup south space spare speak
+special speech speed spell spend spider spirit spot spread spring staff stage stair stamp stand start state stay
+steady steal steam steel steep stem step stick stiff still sting stomach stone stop store storm story straight strange
+stream street stretch strike string strong student study stuff stupid subject success such sudden suffer sugar suggest
+suit summer sun supper support sure surface surprise sweat swell swim swing sword system tail take talk tall taste tax
+tea teach team tear tell ten tent term test thank theater then theory there thick thief thing think thirty thousand
+thread three throat through throw thumb thunder ticket tie tiger tight till time tin tiny tip tired title toast today
+toe together tomorrow tongue tonight tool tooth top total touch tour toward towel tower town toy track trade train
+travel treasure treat trial tribe trick trip trouble trousers truck trust truth try tube tune twelve twenty twice twin
+twist two type ugly uncle under unit until upon upper urge use usual valley value vapor various vase vegetable verse
+very view village violet violin visit voice vote voyage wage waist wait wake walk wall want war warn waste water wave
+way weak wealth weapon wear weather weave wedding weed week weigh welcome west whale wheat wheel when whether which
+while whip whisper whistle white whole why wide wife wild will win wind wing winter wire wise wish witch with woman
+wonder wood wool word work world worry worth wound wrap wreck wrist write wrong yard year yellow yes yesterday yet
+youth zebra zero zoo""".split()
 
 Maker = Callable[[random.Random], str]
 
@@ -303,7 +308,7 @@ def _numbers(rng: random.Random) -> str:
         (
             f"I counted {_number(rng)} {item}s.",
             f"It costs {rng.randint(2, 99)} dollars and {rng.randint(5, 95)} cents.",
-            f"That is about {_number(rng)} {rng.choice(('miles', 'meters', 'pounds', 'degrees', 'percent', 'people'))}.",
+            f"That is about {_number(rng)} {rng.choice(UNITS)}.",
             f"The {rng.choice(ORDINALS)} {item} is number {_number(rng)}.",
             f"{_number(rng)}.",
         )
@@ -349,7 +354,7 @@ def _story(rng: random.Random) -> str:
             f"If you want to {verb} a {item}, go to the {place} and ask {name}.",
             f"There are {rng.randint(2, 12)} {adjective} {item}s on the table in the {place}.",
             f"First, {verb} the {item}. Then, {rng.choice(VERBS)} the {rng.choice(OBJECTS)}. Finally, call {name}.",
-            f"{name} said that the {place} is {rng.choice(('near', 'behind', 'far from', 'opposite'))} the {rng.choice(PLACES)}.",
+            f"{name} said that the {place} is {rng.choice(RELATIONS)} the {rng.choice(PLACES)}.",
         )
     )
 

@@ -9,7 +9,7 @@ period and spectrogram discriminators sharpen it (least squares, with feature ma
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from recipes.tiny import loop
 from recipes.tiny.dataset import Speech
 from recipes.tiny.discriminators import Discriminators, adversary_loss, generator_loss
 from recipes.tiny.mel import log_mel
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # One residual kernel, 256 channels: the best use of a small budget of time per sample that was tried
 # (real-time factor on one core 0.08; 0.09 for the published three-kernel layout cut to 128 channels).

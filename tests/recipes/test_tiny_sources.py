@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("numpy")
+from typing import TYPE_CHECKING
+
 from model.config import OmniConfig
 from model.decoder import Decoder
 from recipes.tiny import tree
 from recipes.tiny.sources import F32, Q4_1, Q8_0, Gguf, packaged, smollm2_path
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def gguf_string(text: str) -> bytes:
@@ -25,11 +29,15 @@ def write_gguf(path: Path, tensors: dict[str, tuple[tuple[int, ...], int, bytes]
     """A file as the format's description says, with one metadata pair of each kind of value."""
     head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), 2)
     head += gguf_string("a.count") + struct.pack("<II", 4, 7)
-    head += gguf_string("a.list") + struct.pack("<IIQ", 9, 8, 2) + gguf_string("x") + gguf_string("é")
+    head += (
+        gguf_string("a.list") + struct.pack("<IIQ", 9, 8, 2) + gguf_string("x") + gguf_string("é")
+    )
     body = b""
     for name, (shape, kind, blob) in tensors.items():
         head += gguf_string(name) + struct.pack("<I", len(shape))
-        head += struct.pack(f"<{len(shape)}Q", *reversed(shape)) + struct.pack("<IQ", kind, len(body))
+        head += struct.pack(f"<{len(shape)}Q", *reversed(shape)) + struct.pack(
+            "<IQ", kind, len(body)
+        )
         body += blob + bytes(-len(blob) % 32)
     path.write_bytes(head + bytes(-len(head) % 32) + body)
 

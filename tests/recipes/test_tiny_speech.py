@@ -43,7 +43,9 @@ def test_a_tone_rises_in_its_own_mel_bin() -> None:
     time = torch.arange(mel.SAMPLE_RATE) / mel.SAMPLE_RATE
     frames = mel.log_mel(0.5 * torch.sin(2 * torch.pi * 1000 * time))
     assert frames.shape == (100, mel.NUM_BINS)
-    assert int(frames[50].argmax()) == pytest.approx(23, abs=1)  # 1 kHz is mel 15 of 51.2, in 81 steps
+    assert int(frames[50].argmax()) == pytest.approx(
+        23, abs=1
+    )  # 1 kHz is mel 15 of 51.2, in 81 steps
 
 
 def test_codes_and_values_name_each_other() -> None:
