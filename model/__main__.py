@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
@@ -20,12 +20,16 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from torch import Tensor
 
 from model.chat import Chat
-from model.checkpoint import LoadProgress
 from model.mel import SAMPLE_RATE
 from model.omni import Omni, load
 from model.prompt import SPEECH_SYSTEM_PROMPT
 from model.reply import AudioDelta, CodeDelta, ReplyDelta, ReplyOptions, TextDelta
 from model.sampling import TALKER_SAMPLING, Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from model.checkpoint import LoadProgress
 
 OUTPUT_RATE = 24_000
 PIECE_SECONDS = 0.1
@@ -94,7 +98,7 @@ def _load(args: argparse.Namespace) -> Omni:
 
 def _converse(omni: Omni, samples: Tensor, args: argparse.Namespace) -> None:
     chat = Chat(omni, args.system)
-    for piece in samples.split(int(PIECE_SECONDS * SAMPLE_RATE)):
+    for piece in torch.split(samples, int(PIECE_SECONDS * SAMPLE_RATE)):
         chat.audio(piece, is_last=False)
     committed = time.perf_counter()
     chat.audio(torch.empty(0), is_last=True)
@@ -112,7 +116,10 @@ def _converse(omni: Omni, samples: Tensor, args: argparse.Namespace) -> None:
     spent = time.perf_counter() - committed
     print(f"\ncodes: {codes}")
     print(f"{seconds:.2f} s of speech in {args.out}, {seconds / spent:.2f} s per second")
-    print("after the end of the question: " + ", ".join(f"first {k} {v:.0f} ms" for k, v in first_ms.items()))
+    print(
+        "after the end of the question: "
+        + ", ".join(f"first {k} {v:.0f} ms" for k, v in first_ms.items())
+    )
 
 
 def _play(

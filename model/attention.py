@@ -1,7 +1,7 @@
 """Paged attention: what one forward pass must know about its sequences, and the one call that uses it.
 
-Keys and values live in slots; a page is `page_size` consecutive slots; a sequence owns a list of pages. Every forward takes
-a `ForwardBatch` of packed sequences and attends causally over sequence order, whatever the rotary positions are.
+Keys and values live in slots; a page is `page_size` consecutive slots; a sequence owns a list of pages. Every forward
+takes a `ForwardBatch` of packed sequences and attends causally over sequence order, whatever the rotary positions are.
 
     packed rows   | seq 0: q0 q1 q2 | seq 1: q0 |          cu_seqlens_q = [0, 3, 4]
     context       | seq 0: 7 slots  | seq 1: 12 |          context_lens counts the rows of this pass too
@@ -191,7 +191,7 @@ def _attend_cuda_torch(q: Tensor, kv: Tensor, batch: ForwardBatch) -> Tensor:
 def _attend_flash(q: Tensor, kv: Tensor, batch: ForwardBatch) -> Tensor:
     from flash_attn import flash_attn_varlen_func, flash_attn_with_kvcache
 
-    k, v = kv.unflatten(0, (-1, batch.page_size)).unbind(2)  # [pages, page_size, K, D]
+    k, v = _by_page(kv, batch).unbind(2)  # [pages, page_size, K, D]
     if batch.is_decode:
         y = flash_attn_with_kvcache(
             q[:, None],
@@ -230,7 +230,12 @@ def _context(kv: Tensor, batch: ForwardBatch, i: int) -> Tensor:
     if first is not None:
         return kv[first : first + num_slots]
     pages = batch.page_table[i, : _num_pages(num_slots, batch.page_size)].long()
-    return kv.unflatten(0, (-1, batch.page_size))[pages].flatten(0, 1)[:num_slots]
+    return _by_page(kv, batch)[pages].flatten(0, 1)[:num_slots]
+
+
+def _by_page(kv: Tensor, batch: ForwardBatch) -> Tensor:
+    """[slots, 2, K, D] as [pages, page_size, 2, K, D]."""
+    return kv.view(-1, batch.page_size, *kv.shape[1:])
 
 
 def _causal_mask(num_rows: int, context_len: int, like: Tensor) -> Tensor:

@@ -158,7 +158,7 @@ class AudioEncoder(nn.Module):
         """
         for i, block in enumerate(blocks):
             self._check(block, i)
-        rows = [self.proj.weight.new_empty(0, self.config.output_dim) for _ in blocks]
+        rows = [self.conv1.weight.new_empty(0, self.config.output_dim) for _ in blocks]
         audible = [i for i, block in enumerate(blocks) if num_rows(len(block))]
         if not audible:
             return rows

@@ -1,13 +1,14 @@
 """One conversation on one model, without an engine: the readable form of how the parts play together.
 
-Input is encoded and prefilled as it is given, the Talker right behind the Thinker. `reply` then yields text, codec tokens
-and sound as they are made. The worker's engine does the same for many conversations at once and is tested against this.
+Input is encoded and prefilled as it is given, the Talker right behind the Thinker. `reply` then yields text, codec
+tokens and sound as they are made. The worker's engine does the same for many conversations at once and is tested
+against this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,10 +17,14 @@ from model.audio_encoder import AudioStream
 from model.image import Frame, Grid, Patches, image_patches, pair_patches, video_grid
 from model.interleave import Interleaver
 from model.mel import LogMel
-from model.omni import Omni
 from model.prefill import Prompt
 from model.prompt import SPEECH_SYSTEM_PROMPT, PromptWriter
 from model.reply import Reply, ReplyDelta, ReplyOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from model.omni import Omni
 
 
 @dataclass(slots=True)
@@ -180,7 +185,7 @@ class Chat:
         self._add_items(video.interleaver.add_pair(chunk, (index, patches)))
 
     def _add_sound_rows(self, video: OpenVideo, rows: Tensor) -> None:
-        for block in rows.split(self._rows_per_chunk) if len(rows) else ():
+        for block in torch.split(rows, self._rows_per_chunk) if len(rows) else ():
             self._add_items(video.interleaver.add_audio(block))
 
     def _add_items(self, items: Sequence[tuple[int, Patches] | Tensor]) -> None:

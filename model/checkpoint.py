@@ -11,13 +11,14 @@ import json
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from model.layers import Int8Linear, PackedLinear
+from model.cpu_linear import Int8Linear
+from model.layers import PackedLinear
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -198,7 +199,7 @@ def fill(
                 if progress:
                     progress(LoadProgress(done, total, tensor_name))
         if name.startswith(int8_prefixes) and isinstance(leaf, nn.Linear | PackedLinear):
-            model.set_submodule(name, Int8Linear.quantise(leaf))
+            model.set_submodule(name, Int8Linear(leaf))
 
 
 def _leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,8 @@ from model.layers import Packed, PackedLinear, RMSNorm, gated_mlp
 from model.rope import RotaryTable, rotate
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from model.config import DecoderConfig
 
 
@@ -41,7 +43,7 @@ class SelfAttention(Packed):
         attend: Attention,
     ) -> Tensor:
         qk, v = self._project(x, rotary)
-        q, k = qk.split((self.num_heads, self.num_kv_heads), dim=1)
+        q, k = torch.split(qk, [self.num_heads, self.num_kv_heads], dim=1)
         store(kv, torch.stack((k, v), dim=1), batch)
         return self.o_proj(attend(q, kv, batch).flatten(1))  # type: ignore[no-any-return]
 
@@ -49,9 +51,9 @@ class SelfAttention(Packed):
         """Whole sequences [B, T, hidden] from their start, without a cache."""
         num_seqs, length, _ = x.shape
         qk, v = self._project(x.flatten(0, 1), rotary)
-        q, k = qk.split((self.num_heads, self.num_kv_heads), dim=1)
+        q, k = torch.split(qk, [self.num_heads, self.num_kv_heads], dim=1)
         q, k, v = (
-            t.unflatten(0, (num_seqs, length)).transpose(1, 2) for t in (q, k, v)
+            t.view(num_seqs, length, -1, self.head_dim).transpose(1, 2) for t in (q, k, v)
         )  # [B, heads, T, D]
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return self.o_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
@@ -59,7 +61,7 @@ class SelfAttention(Packed):
     def _project(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """[N, hidden] to rotated queries and keys side by side [N, H + K, D], and values [N, K, D]."""
         heads = self.qkv(x).view(len(x), -1, self.head_dim)
-        qk, v = heads.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
+        qk, v = torch.split(heads, [self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=1)
         return rotate(qk, *rotary), v
 
 
@@ -107,7 +109,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, embedding_size or config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
+        layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
+        self.layers = nn.ModuleList(layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary: RotaryTable | None = None
         self.attend: Attention | None = None
@@ -125,7 +128,7 @@ class Decoder(nn.Module):
         """
         assert self.attend is not None, "prepare() was not called after loading"
         rotary = self._rotary(batch.positions, x.dtype)
-        for layer, layer_kv in zip(self.layers, kv.layers(), strict=True):
+        for layer, layer_kv in zip(self._layers(), kv.layers(), strict=True):
             x = layer(x, rotary, layer_kv, batch, self.attend)
         return self.norm(x)  # type: ignore[no-any-return]
 
@@ -135,9 +138,12 @@ class Decoder(nn.Module):
         Shorter sequences are padded at their end; attention is causal, so the padding changes nothing before it.
         """
         rotary = self._rotary(positions.flatten(1), x.dtype)
-        for layer in self.layers:
+        for layer in self._layers():
             x = layer.whole(x, rotary)
         return self.norm(x)  # type: ignore[no-any-return]
+
+    def _layers(self) -> Iterator[DecoderLayer]:
+        return cast("Iterator[DecoderLayer]", iter(self.layers))
 
     def _rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         assert self.rotary is not None, "prepare() was not called after loading"

@@ -56,7 +56,7 @@ class PackedLinear(nn.Module):
         views: dict[str, Tensor] = {}
         packed = {"weight": self.weight} | ({"bias": self.bias} if self.bias is not None else {})
         for kind, tensor in packed.items():
-            pieces = tensor.detach().split(list(self.parts.values()))
+            pieces = torch.split(tensor.detach(), list(self.parts.values()))
             views |= {f"{name}.{kind}": p for name, p in zip(self.parts, pieces, strict=True)}
         return views
 
@@ -90,40 +90,6 @@ class Packed(nn.Module):
                 if prefix + name in state_dict:
                     state_dict[f"{prefix}{child}.{name}"] = state_dict.pop(prefix + name)
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-
-class Int8Linear(nn.Module):
-    """A linear layer with symmetric int8 weights, one scale per output row.
-
-    A decode step reads every weight once and does little else, so halving the bytes halves its time. Few rows go through
-    the int8 kernel of the CPU; many rows convert the weights for one call (int8 is exact in bf16 and fp16), which costs
-    one pass over them, and scale the output instead of the weights.
-    """
-
-    MAX_KERNEL_ROWS = 12
-    """Above this many rows the bf16 product overtakes the int8 kernel (measured on AVX-512)."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, parts: Mapping[str, int]) -> None:
-        super().__init__()
-        self.parts = dict(parts)
-        scale = weight.float().abs().amax(dim=1).clamp(min=1e-12) / 127
-        quantised = (weight.float() / scale[:, None]).round_().to(torch.int8)
-        self.weight = nn.Parameter(quantised, requires_grad=False)
-        self.scale = nn.Parameter(scale.to(weight.dtype), requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-
-    @classmethod
-    def quantise(cls, linear: nn.Linear | PackedLinear) -> Int8Linear:
-        parts = linear.parts if isinstance(linear, PackedLinear) else {}
-        return cls(linear.weight.detach(), linear.bias, parts)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, in] to [N, out] in the dtype of `x`."""
-        if x.dtype == torch.bfloat16 and x.device.type == "cpu" and len(x) <= self.MAX_KERNEL_ROWS:
-            y: Tensor = torch._weight_int8pack_mm(x, self.weight, self.scale)
-        else:
-            y = F.linear(x, self.weight.to(x.dtype)).mul_(self.scale)
-        return y if self.bias is None else y.add_(self.bias)
 
 
 def gated_mlp(gate_and_up: Tensor) -> Tensor:

@@ -282,7 +282,9 @@ def _checked(x: Tensor, num_clips: int) -> Tensor:
     # A sum is finite unless a term is not, or it overflows; many times faster than asking each.
     if not x.sum().isfinite() and not x.isfinite().all():
         clip, sample = (~x.isfinite()).nonzero()[0].tolist()
-        raise AudioInputError(f"sample {sample} of clip {clip} is {x[clip, sample].item()}")
+        raise AudioInputError(
+            f"sample {sample} of clip {clip} is {x[clip, sample].item()}; samples must be finite numbers"
+        )
     return x
 
 

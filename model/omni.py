@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -20,15 +19,20 @@ from model.checkpoint import (
     locate,
 )
 from model.codec.decoder import CodecDecoder
-from model.codec.solver import SolverConfig
 from model.codec.voice import Voice, load_voices
 from model.config import OmniConfig
+from model.cpu_linear import Int8Linear, prepack
 from model.image import ImageSettings
-from model.layers import Int8Linear
 from model.talker import Talker
 from model.thinker import Thinker
 from model.tokenizer import TextTokenizer
-from model.windows import WindowSchedule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from model.codec.solver import SolverConfig
+    from model.windows import WindowSchedule
 
 VOICE_FILES = ("voices.safetensors", "spk_dict.pt")
 LM_HEAD = "thinker.lm_head.weight"
@@ -112,7 +116,8 @@ def load(
         device: where the weights go, without a second copy.
         dtype: of Thinker and Talker; None takes bf16 where the device computes in it, else fp32. The codec decoder
             is fp32, as in the reference.
-        weights: `int8` quantises what a decode step reads whole (Thinker and Talker matrices).
+        weights: `int8` quantises what a decode step reads whole (Thinker and Talker matrices). A loaded model is for
+            inference; on a CPU its linear layers are laid out for the kernels and no longer in the state dict.
         speech: False leaves Talker and codec decoder out.
         solver: how the codec integrates its flow.
         schedule: the codec's windows.
@@ -175,12 +180,15 @@ def _fill(
         _tie_lm_head(model.thinker, as_int8=weights == "int8")
     model.requires_grad_(False).eval()
     model.prepare()
+    # The codec decoder arranges its own weights when it is prepared.
+    for part in filter(None, (model.thinker, model.talker)):
+        prepack(part)
 
 
 def _tie_lm_head(thinker: Thinker, *, as_int8: bool) -> None:
     thinker.lm_head.weight = thinker.model.embed_tokens.weight
     if as_int8:
-        thinker.set_submodule("lm_head", Int8Linear.quantise(thinker.lm_head))
+        thinker.set_submodule("lm_head", Int8Linear(thinker.lm_head))
 
 
 def _load_voices(folder: Path, config: OmniConfig) -> dict[str, Voice]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from model.attention import ForwardBatch, KVCache, SequenceSpan
-from model.omni import Omni
 from model.rope import Timeline
-from model.talker import Talker
 from model.thinker import Thinker, talker_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from model.omni import Omni
+    from model.talker import Talker
 
 PAGE_SIZE = 16
 

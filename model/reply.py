@@ -6,24 +6,28 @@
                           ╲
     codec                  PCM of the first window, long before the text is complete
 
-Row t of the Talker is h(y_{t+2}) + e(y_{t+2}) counted from y1: it exists after the Thinker's forward pass over that token.
-The last text token is never forwarded; an end row follows it once, then pad rows for as long as the Talker speaks.
+The Talker's row t is h(y_{t+1}) + e(y_{t+1}): it exists after the Thinker's forward pass over that token. The last text
+token is never forwarded; an end row stands in its place once, then pad rows for as long as the Talker speaks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from model.codec.decoder import CodecDecoder
-from model.omni import Omni
-from model.prefill import Prompt
 from model.sampling import GREEDY, TALKER_SAMPLING, Sampling, SamplingBatch, sample
 from model.talker import suppressed_codes
 from model.thinker import talker_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from model.codec.decoder import CodecDecoder
+    from model.omni import Omni
+    from model.prefill import Prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,14 +137,12 @@ class RotaryTable:
         return cls(1.0 / config.rope_theta**exponent, axis)
 
     def cos_sin(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Angles of `positions` [3, N] as cosine and sine [N, 1, D/2]: float32 inside, cast before use."""
+        """Factors for `rotate` at `positions` [3, N], each [N, 1, D]: float32 inside, cast before use."""
         angles = positions[self.axis].T.float() * self.inv_freq  # [N, D/2]
-        return angles.cos().to(dtype)[:, None], angles.sin().to(dtype)[:, None]
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        return torch.cat((cos, cos), dim=1)[:, None], torch.cat((-sin, sin), dim=1)[:, None]
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """Turn `x` [N, H, D] by the half-split convention: element i pairs with element i + D/2."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat(
-        (torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)), dim=-1
-    )
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), signed_sin)

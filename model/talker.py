@@ -49,7 +49,7 @@ class Talker(nn.Module):
         return self.codec_head(hidden).float()  # type: ignore[no-any-return]
 
     def prompt_history(self) -> tuple[int, ...]:
-        """Ids that the repetition penalty has seen before the first code: the mask of every prompt row, pad and start."""
+        """Ids that the repetition penalty has seen before the first code."""
         c = self.config
         return c.tts_codec_mask_token_id, c.tts_codec_pad_token_id, c.tts_codec_start_token_id
 

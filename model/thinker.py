@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from model.audio_encoder import AudioEncoder
 from model.decoder import Decoder
-from model.image import ImageSettings
 from model.vision_encoder import VisionEncoder
 
 if TYPE_CHECKING:
     from model.attention import ForwardBatch, KVCache
     from model.config import ThinkerConfig
+    from model.image import ImageSettings
 
 
 class Thinker(nn.Module):

@@ -21,7 +21,8 @@ class TextTokenizer:
     """Text to token ids and back."""
 
     def __init__(self, tokenizer: Tokenizer, control_ids: Iterable[int] = ()) -> None:
-        # Special tokens inside text are spelled out: a user who types "<|im_end|>" has typed ten characters, not ended a turn.
+        # Special tokens inside text are spelled out: a user who types "<|im_end|>" has typed ten
+        # characters, not ended a turn.
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
         self.im_start_id = self._require(IM_START)
@@ -55,7 +56,7 @@ class TextTokenizer:
         """
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         if forbidden := self._control_ids.intersection(ids):
-            names = sorted(self._tokenizer.id_to_token(i) for i in forbidden)
+            names = sorted(str(self._tokenizer.id_to_token(i)) for i in forbidden)
             raise ValueError(f"text would be read as control tokens {names}; remove them")
         return ids
 

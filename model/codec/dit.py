@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.codec.block_attention import Geometry, Rotary, attend, attention_runs
+from model.codec.packed import packed_linear
 from model.codec.speaker_encoder import SpeakerEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from model.config import DitConfig
 
@@ -76,14 +77,12 @@ class Attention(nn.Module):
         self.to_k = nn.Linear(config.hidden_size, inner)
         self.to_v = nn.Linear(config.hidden_size, inner)
         self.to_out = nn.ModuleList([nn.Linear(inner, config.hidden_size)])
-        self._packed: tuple[Tensor, Tensor] | None = None
 
-    def pack(self) -> None:
-        """Lay the three input projections side by side in memory: one product serves all three.
+    def pack(self) -> tuple[Tensor, Tensor]:
+        """Lay the three input projections side by side in memory, as one weight and bias.
 
-        The parameters become views of the packed tensor: names, values and training stay as they
-        are, and memory is not doubled. A parameter that is replaced later (moved, say) leaves the
-        packed form unused.
+        The parameters become views of them: names, values and training stay as they are, and
+        memory is not doubled.
         """
         projections = (self.to_q, self.to_k, self.to_v)
         with torch.no_grad():
@@ -92,26 +91,15 @@ class Attention(nn.Module):
             for i, projection in enumerate(projections):
                 projection.weight.data = weight.chunk(3)[i]
                 projection.bias.data = bias.chunk(3)[i]
-        self._packed = (weight, bias)
+        return weight, bias
 
     def project(self, x: Tensor) -> Tensor:
-        """[N, T, C] to queries, keys, values [N, T, 3, H, D], not yet rotated."""
-        packed = self._packed
-        # Gradients belong to the published parameters, which the packed tensor does not know.
-        if torch.is_grad_enabled() or packed is None or not self._is_current(packed[0]):
-            projections = (self.to_q, self.to_k, self.to_v)
-            y = torch.cat([F.linear(x, p.weight, p.bias) for p in projections], dim=-1)
-        else:
-            y = F.linear(x, *packed)
-        return y.view(*y.shape[:2], 3, *self.head_shape)
-
-    def _is_current(self, packed: Tensor) -> bool:
-        parts = (self.to_q.weight, self.to_k.weight, self.to_v.weight)
-        step = packed.nbytes // 3
-        return all(p.data_ptr() == packed.data_ptr() + i * step for i, p in enumerate(parts))
+        """Queries, keys and values side by side, [N, T, 3·H·D]."""
+        projections = (self.to_q, self.to_k, self.to_v)
+        return torch.cat([F.linear(x, p.weight, p.bias) for p in projections], dim=-1)
 
     def mix(self, qkv: Tensor, geometry: Geometry, past_kv: Tensor | None) -> Tensor:
-        """Rotate in place, attend, project: [N, T, 3, H, D] to [N, T, C].
+        """Rotate in place and attend: [N, T, 3, H, D] to [N, T, H·D].
 
         `past_kv` [N, block, 2, H, D] (keys not rotated) precedes frame 0; given only where `back`
         is 1.
@@ -124,9 +112,7 @@ class Attention(nn.Module):
             kv = torch.cat([past_kv, kv], dim=1)
             geometry.rotary.rotate_(q[:, :, :1])
             geometry.rotary_with_past.rotate_(kv[:, :, 0, :1])
-        out = cast("nn.Linear", self.to_out[0])
-        mixed = attend(q, kv, geometry.runs[self.back, self.ahead])
-        return F.linear(mixed, out.weight, out.bias)
+        return attend(q, kv, geometry.runs[self.back, self.ahead])
 
 
 class FeedForward(nn.Module):
@@ -144,12 +130,6 @@ class FeedForward(nn.Module):
             ]
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        first, _, _, last = self.ff
-        first, last = cast("nn.Linear", first), cast("nn.Linear", last)
-        y = F.gelu(F.linear(x, first.weight, first.bias), approximate="tanh")
-        return F.linear(y, last.weight, last.bias)
-
 
 class AdaptiveNorm(nn.Module):
     """Time embedding [B, C] to `parts` modulation vectors [B, C] each."""
@@ -162,6 +142,16 @@ class AdaptiveNorm(nn.Module):
     def forward(self, time: Tensor) -> tuple[Tensor, ...]:
         y: Tensor = self.linear(F.silu(time))
         return y.chunk(self.parts, dim=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLinears:
+    """The four matrix products of a layer; `expand` ends in its activation."""
+
+    project: Callable[[Tensor], Tensor]  # [N, T, C] to [N, T, 3·H·D]
+    mix: Callable[[Tensor], Tensor]
+    expand: Callable[[Tensor], Tensor]
+    contract: Callable[[Tensor], Tensor]
 
 
 class Block(nn.Module):
@@ -181,15 +171,40 @@ class Block(nn.Module):
         )
         return Modulation(shift, 1 + scale, gate, ff_shift, 1 + ff_scale, ff_gate)
 
+    def linears(self) -> BlockLinears:
+        """The products as the parameters define them, differentiable."""
+        expand, gelu, _, contract = self.ff.ff
+        return BlockLinears(
+            self.attn.project, self.attn.to_out[0], lambda x: gelu(expand(x)), contract
+        )
+
+    def packed_linears(self) -> BlockLinears:
+        """The same, arranged for inference; weights that change later need new ones."""
+        out, expand, contract = (
+            cast("nn.Linear", m) for m in (self.attn.to_out[0], self.ff.ff[0], self.ff.ff[3])
+        )
+        return BlockLinears(
+            packed_linear(*self.attn.pack()),
+            packed_linear(out.weight, out.bias),
+            packed_linear(expand.weight, expand.bias, gelu=True),
+            packed_linear(contract.weight, contract.bias),
+        )
+
     def forward(
-        self, x: Tensor, mod: Modulation, geometry: Geometry, past: PastBlock | None = None
+        self,
+        x: Tensor,
+        mod: Modulation,
+        geometry: Geometry,
+        linears: BlockLinears,
+        past: PastBlock | None = None,
     ) -> Tensor:
-        attn = self.attn
-        qkv = attn.project(modulated_norm(x, mod.attn_scale, mod.attn_shift))
+        qkv = linears.project(modulated_norm(x, mod.attn_scale, mod.attn_shift))
+        qkv = qkv.view(*x.shape[:2], 3, *self.attn.head_shape)
         past_kv = past.exchange(qkv[:, :, 1:]) if past is not None else None
-        x = torch.addcmul(x, mod.attn_gate, attn.mix(qkv, geometry, past_kv))
-        y = self.ff(modulated_norm(x, mod.ff_scale, mod.ff_shift))
-        return torch.addcmul(x, mod.ff_gate, y)
+        mixed = linears.mix(self.attn.mix(qkv, geometry, past_kv))
+        x = torch.addcmul(x, mod.attn_gate, mixed)
+        y = linears.expand(modulated_norm(x, mod.ff_scale, mod.ff_shift))
+        return torch.addcmul(x, mod.ff_gate, linears.contract(y))
 
 
 class PastBlock(Protocol):
@@ -261,11 +276,6 @@ class Dit(nn.Module):
         self.norm_out = AdaptiveNorm(config.hidden_size, 2)
         self.proj_out = nn.Linear(config.hidden_size, config.mel_dim)
 
-    def prepare(self) -> None:
-        """Arrange the weights for speed, values and names kept; call once after loading."""
-        for block in self.blocks:
-            block.attn.pack()
-
     def reset_parameters(self) -> None:
         """Initialise for training from scratch: layers start as the identity, velocity as zero."""
         for module in self.modules():
@@ -326,18 +336,21 @@ class Dit(nn.Module):
         wide = [v[:, None].expand(-1, length, -1) for v in (speaker, cond)]
         h = self.input_embed.proj(torch.cat([x, wide[0], embedded, wide[1]], dim=-1))
         modulations = self.modulations(self.time_embed(t))
-        return self.run_layers(h, modulations, self.geometry(length))
+        linears = [block.linears() for block in self.blocks]
+        return self.run_layers(h, modulations, self.geometry(length), linears)
 
     def run_layers(
         self,
         h: Tensor,
         modulations: TimeModulations,
         geometry: Geometry,
+        linears: Sequence[BlockLinears],
         past: Sequence[PastBlock | None] | None = None,
     ) -> Tensor:
-        """Embedded input [N, T, C] to velocity [N, T, M]; `past` has an entry per layer."""
+        """Embedded input [N, T, C] to velocity [N, T, M]; sequences have an entry per layer."""
         for i, block in enumerate(self.transformer_blocks):
-            h = block(h, modulations.layers[i], geometry, past[i] if past else None)
+            before = past[i] if past else None
+            h = block(h, modulations.layers[i], geometry, linears[i], before)
         h = modulated_norm(h, modulations.out_scale, modulations.out_shift)
         return F.linear(h, self.proj_out.weight, self.proj_out.bias)
 

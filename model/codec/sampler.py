@@ -66,6 +66,7 @@ class FlowSampler:
         self._back_layers = sorted(set(dit.config.look_backward_layers))
         with torch.no_grad():
             # Computed once, so computed in float32 whatever the weights are.
+            self._linears = [block.packed_linears() for block in dit.blocks]
             self._modulations = _modulations(dit, self.plan.times)
             mel_columns, _, code_columns, _ = dit.input_embed.split_weight()
             self._mel_weight = mel_columns.contiguous()
@@ -165,11 +166,35 @@ class FlowSampler:
         has_past = {state.has_past[lane] for lane in lanes}
         if len(has_past) != 1:
             raise ValueError(f"lanes {list(lanes)} are not in phase: only some have a past")
-        past = _PastWindow(state, lanes, num_new_blocks, self.dit.config.block_size)
-        mel = self._solve(codes, noise, conditions, past)
+        rows = torch.tensor(list(lanes)).to(state.kv.device, non_blocking=True)
+        mel = self.compute_window(
+            codes, noise, conditions, state.kv, rows, num_new_blocks, has_past=has_past.pop()
+        )
         for lane in lanes:
             state.has_past[lane] = num_new_blocks is not None
         return mel
+
+    def compute_window(
+        self,
+        codes: Tensor,
+        noise: Tensor,
+        conditions: Tensor,
+        kv: Tensor,
+        rows: Tensor,
+        num_new_blocks: int | None,
+        *,
+        has_past: bool,
+    ) -> Tensor:
+        """Do the device's part of `solve_window`, unchecked: for capture in a graph.
+
+        `rows` [B] are the lanes, as a tensor beside `kv`. The caller keeps `has_past` in step.
+        """
+        kept = None
+        if num_new_blocks is not None:
+            block = self.dit.config.block_size
+            kept = slice((num_new_blocks - 1) * block, num_new_blocks * block)
+        past = _PastWindow(kv, rows, kept, has_past)
+        return self._solve(codes, noise, conditions, past)
 
     def _solve(
         self, codes: Tensor, noise: Tensor, conditions: Tensor, past: _PastWindow | None
@@ -184,7 +209,11 @@ class FlowSampler:
             h = F.linear(x.to(self.dtype), self._mel_weight)[:, None] + bias  # [B, rows, T, C]
             modulations = self._modulations[self.plan.time_of_evaluation[evaluation]]
             v = dit.run_layers(
-                h.flatten(0, 1), modulations, geometry, self._past_by_layer(past, evaluation)
+                h.flatten(0, 1),
+                modulations,
+                geometry,
+                self._linears,
+                self._past_by_layer(past, evaluation),
             )
             v = v.float().view(-1, num_rows, *v.shape[1:])
             if num_rows == 1:
@@ -212,18 +241,14 @@ class FlowSampler:
         return by_layer
 
 
+@dataclass(frozen=True, slots=True)
 class _PastWindow:
-    """One window's view of the state: which lanes, and which frames of it will be remembered."""
+    """One window's view of the state: which lanes, and which frames of it are remembered."""
 
-    def __init__(
-        self, state: DitState, lanes: Sequence[int], num_new_blocks: int | None, block_size: int
-    ) -> None:
-        self.state = state
-        self.has_past = state.has_past[lanes[0]]
-        self.lanes = torch.tensor(lanes, device=state.kv.device)
-        self.kept: slice | None = None
-        if num_new_blocks is not None:
-            self.kept = slice((num_new_blocks - 1) * block_size, num_new_blocks * block_size)
+    kv: Tensor
+    rows: Tensor
+    kept: slice | None
+    has_past: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,12 +258,12 @@ class _RememberedBlock(PastBlock):
     slot: int
 
     def exchange(self, kv: Tensor) -> Tensor | None:
-        window, table = self.window, self.window.state.kv
-        where = (window.lanes, self.evaluation, self.slot)
+        window, table = self.window, self.window.kv
+        where = (window.rows, self.evaluation, self.slot)
         past = table[where].flatten(0, 1) if window.has_past else None
         if window.kept is not None:
             kept = kv[:, window.kept]
-            table[where] = kept.reshape(len(window.lanes), -1, *kept.shape[1:])
+            table[where] = kept.reshape(len(window.rows), -1, *kept.shape[1:])
         return past
 
 

@@ -1,80 +1,42 @@
 """Mel frames to waveform: BigVGAN, whole, by windows, or as a stream.
 
-The network is convolutional, so a sample depends on a bounded stretch of mel (34 frames to each side), and in effect
-on less: with 20 frames of context on each side a window reproduces the whole clip down to float32 rounding. Streaming
-is therefore a matter of cutting: hop by hop, each hop computed in a window with `margin_frames` on either side.
-
-    mel    0 ........ start ......... stop ........ arrived
-                       |<--- hop --->|
-           |<- margin->|             |<- margin->|
-           |<------------- window -------------->|
-
-A hop is computed once its right margin has arrived. Hops lie at fixed frames of the clip, never at whatever happened
-to have arrived, so that splitting the input differently computes the very same windows. At the true start and end of
-a clip there is no margin, and the zero padding of the layers is what the whole clip sees there as well.
+The network is convolutional, so a sample depends on a bounded stretch of mel (34 frames to each
+side), and in effect on less: with 20 frames of context on each side a window reproduces the whole
+clip down to float32 rounding. Streaming is therefore a matter of cutting, hop by hop, each hop
+computed in a window with `margin_frames` on either side; `vocoder_windows` says which.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import VocoderConfig
+from model.codec.snake import AntiAliasedSnake, SnakeBeta, SnakeFilters
+from model.codec.vocoder_windows import (
+    END_KERNEL,
+    Hops,
+    Span,
+    StageSpans,
+    Window,
+    layer_reaches,
+    stage_spans,
+)
 from model.streaming import StreamingModule
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from model.config import VocoderConfig
 
 MARGIN_FRAMES = 20
 HOP_FRAMES = 24  # one DiT block: what its sampler makes final at a time
-FIRST_HOP_FRAMES = (
-    4  # all that one block allows behind a margin of 20; 4 + 24 k then follows the blocks
-)
-
-
-class Hops(NamedTuple):
-    """Where the hops of a stream lie: the first is `first` frames long, the others `hop`."""
-
-    margin: int
-    first: int
-    hop: int
-
-    def final_frames(self, arrived: int) -> int:
-        """Frames whose samples are final once `arrived` frames are known and more may come."""
-        behind_margin = arrived - self.margin - self.first
-        return 0 if behind_margin < 0 else self.first + behind_margin // self.hop * self.hop
-
-    def held_from(self, arrived: int) -> int:
-        """First frame that later windows still need."""
-        return max(0, self.final_frames(arrived) - self.margin)
-
-    def max_held(self) -> int:
-        """Most frames that are ever held between two steps."""
-        return 2 * self.margin + max(self.first, self.hop)
-
-    def windows(self, before: int, arrived: int) -> Iterator[Window]:
-        """Windows that became computable when the known frames grew from `before` to `arrived`."""
-        start, final = self.final_frames(before), self.final_frames(arrived)
-        while start < final:
-            stop = start + (self.hop if start else self.first)
-            yield Window(max(0, start - self.margin), start, stop, stop + self.margin)
-            start = stop
-
-    def last_window(self, arrived: int) -> Window:
-        """The window of everything that is not final when the clip ends after `arrived` frames."""
-        return Window(self.held_from(arrived), self.final_frames(arrived), arrived, arrived)
-
-
-class Window(NamedTuple):
-    """Frames [begin, end) are computed, the samples of frames [start, stop) are kept."""
-
-    begin: int
-    start: int
-    stop: int
-    end: int
+FIRST_HOP_FRAMES = 4  # all that one block allows with a margin of 20; hops then follow blocks
+SMALL_CONV = 20480  # numbers up to which torch convolves on a CPU without its fast library
 
 
 @dataclass(slots=True)
@@ -90,15 +52,15 @@ class VocoderState:
 
 
 class Vocoder(StreamingModule[VocoderState]):
-    """BigVGAN. Parameters carry the published names; arithmetic is in their dtype, samples come out as float32.
+    """BigVGAN. Parameters have the published names; arithmetic is in their dtype.
 
     Args:
         config: the published sizes.
-        margin_frames: context on each side of a streamed hop. 20 is exact to float32 rounding, from 34 on nothing
-            is cut at all; below 16 seams become audible. Sets the delay of the stream.
-        hop_frames: mel frames per streamed window. Longer hops recompute less margin and come out later.
-        first_hop_frames: the same for the first window of a clip, which decides when sound begins.
-        plain: use the readable activation everywhere; the reference for the fast one.
+        margin_frames: context on each side of a streamed hop, and the delay of the stream. 20 is
+            exact to float32 rounding, from 34 on nothing is cut at all, below 16 seams are audible.
+        hop_frames: mel frames per streamed window. Longer ones recompute less but come later.
+        first_hop_frames: the same for the first window of a clip; it decides when sound begins.
+        plain: compute in the readable way, which is what the fast one is tested against.
 
     Raises:
         ValueError: a margin is negative or a hop is not positive.
@@ -121,8 +83,10 @@ class Vocoder(StreamingModule[VocoderState]):
             )
         self.config = config
         self.hops = Hops(margin_frames, first_hop_frames, hop_frames)
-        width = config.upsample_initial_channel
-        self.conv_pre = nn.Conv1d(config.mel_dim, width, 7, padding=3)
+        self.plain = plain
+        self._filters: SnakeFilters | None = None
+        width, half = config.upsample_initial_channel, END_KERNEL // 2
+        self.conv_pre = nn.Conv1d(config.mel_dim, width, END_KERNEL, padding=half)
         self.ups = nn.ModuleList()
         self.resblocks = nn.ModuleList()
         for rate, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True):
@@ -132,79 +96,97 @@ class Vocoder(StreamingModule[VocoderState]):
             for size, dilations in zip(
                 config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True
             ):
-                self.resblocks.append(ResidualBlock(width, size, dilations, plain))
-        self.activation_post = AntiAliasedSnake(width, plain)
-        self.conv_post = nn.Conv1d(width, 1, 7, padding=3, bias=False)
+                self.resblocks.append(ResidualBlock(width, size, dilations))
+        self.activation_post = AntiAliasedSnake(width)
+        self.conv_post = nn.Conv1d(width, 1, END_KERNEL, padding=half, bias=False)
 
     @property
     def samples_per_frame(self) -> int:
         return self.config.samples_per_frame
 
     def reset_parameters(self) -> None:
-        """Initialise for training from scratch: variance kept along the trunk, residual branches quiet, logs zero."""
+        """Initialise for training: variance kept along the trunk, residual branches quiet."""
         for module in self.modules():
             if isinstance(module, SnakeBeta):
                 nn.init.zeros_(module.alpha)
                 nn.init.zeros_(module.beta)
             elif isinstance(module, nn.ConvTranspose1d):
                 # Each output sample sees kernel / stride taps of every input channel.
-                taps = module.in_channels * module.kernel_size[0] / module.stride[0]
-                nn.init.normal_(module.weight, std=1 / math.sqrt(taps))
+                num_taps = module.in_channels * module.kernel_size[0] / module.stride[0]
+                _reset_conv(module, 1 / math.sqrt(num_taps))
             elif isinstance(module, nn.Conv1d):
-                nn.init.normal_(module.weight, std=1 / math.sqrt(module.weight[0].numel()))
-            if isinstance(module, nn.Conv1d | nn.ConvTranspose1d) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        for block in self._blocks():
-            for conv in block.convs2:
-                nn.init.normal_(conv.weight, std=0.2 / math.sqrt(conv.weight[0].numel()))
+                _reset_conv(module, 1 / math.sqrt(module.weight[0].numel()))
+        for block in cast("list[ResidualBlock]", list(self.resblocks)):
+            for conv in cast("list[nn.Conv1d]", list(block.convs2)):
+                _reset_conv(conv, 0.2 / math.sqrt(conv.weight[0].numel()))
         # Speech is quiet, and beyond the clip at ±1 there is no gradient.
-        fan_in = self.conv_post.weight[0].numel()
-        nn.init.normal_(self.conv_post.weight, std=0.05 / math.sqrt(fan_in))
+        _reset_conv(self.conv_post, 0.05 / math.sqrt(self.conv_post.weight[0].numel()))
 
     def prepare(self) -> None:
-        """Compute constants that derive from weights; call once after loading, before inference."""
+        """Compute what derives from the weights; call after loading or moving them."""
+        weight = self.conv_pre.weight
+        self._filters = SnakeFilters.build(weight.dtype, weight.device)
+        for module in self.modules():
+            if isinstance(module, AntiAliasedSnake):
+                module.prepare()
 
     def forward(self, mel: Tensor) -> Tensor:
-        """Turn whole clips of natural-log mel [B, T, M] into float32 samples in [-1, 1], [B, T * samples_per_frame].
+        """Turn whole clips of natural-log mel [B, T, M] into float32 samples in [-1, 1].
+
+        Returns [B, T · samples_per_frame].
 
         Raises:
             ValueError: `mel` is not [B, T, mel_dim].
         """
-        if mel.dim() != 3 or mel.shape[2] != self.config.mel_dim:
+        return self.synthesize(mel, 0, 0)
+
+    def synthesize(self, mel_window: Tensor, left: int, right: int) -> Tensor:
+        """Vocode [B, T, M] without the samples of the first `left` and last `right` frames.
+
+        Those frames are context. Pass 0 where the clip truly starts or ends. Returns float32
+        samples [B, (T - left - right) · samples_per_frame] and remembers nothing between calls.
+
+        Raises:
+            ValueError: `mel_window` is not [B, T, mel_dim], or the context does not fit into it.
+        """
+        if mel_window.dim() != 3 or mel_window.shape[2] != self.config.mel_dim:
             raise ValueError(
-                f"mel has shape {tuple(mel.shape)}; expected [B, T, {self.config.mel_dim}], frames before bins"
+                f"mel has shape {tuple(mel_window.shape)}; expected frames before bins, "
+                f"[B, T, {self.config.mel_dim}]"
             )
-        if not mel.shape[1]:
-            return mel.new_zeros(mel.shape[0], 0, dtype=torch.float32)
+        batch, frames = mel_window.shape[:2]
+        if left < 0 or right < 0 or left + right > frames:
+            raise ValueError(
+                f"a context of {left} + {right} frames does not fit into a window of {frames}"
+            )
+        if left + right == frames:
+            return mel_window.new_zeros(batch, 0, dtype=torch.float32)
+        return self._network(mel_window, Span(left, frames - right))
+
+    def _network(self, mel: Tensor, kept: Span) -> Tensor:
+        filters = self._snake_filters()
         x = normalize_mel(mel.float()).to(self.conv_pre.weight.dtype)
         x = self.conv_pre(x.transpose(1, 2))  # [B, C, T]
         num_blocks = len(self.config.resblock_kernel_sizes)
-        for i, up in enumerate(self.ups):
-            x = cast("nn.ModuleList", up)[0](x)  # [B, C / 2, T · rate]
+        held = Span(0, mel.shape[1])
+        for i, spans in enumerate(stage_spans(self.config, mel.shape[1], kept)):
+            x = cast("nn.ModuleList", self.ups[i])[0](x[..., spans.read.within(held)])
             blocks = self.resblocks[i * num_blocks : (i + 1) * num_blocks]
-            total = blocks[0](x)
-            for block in blocks[1:]:
-                total = total + block(x)
-            x = total / num_blocks
-        x = self.conv_post(self.activation_post(x))
-        # Reference quirk: clipped, where BigVGAN proper ends in tanh.
-        return x[:, 0].float().clamp(-1.0, 1.0)
-
-    def synthesize(self, mel_window: Tensor, left: int, right: int) -> Tensor:
-        """Vocode [B, T, M] and drop the samples of the first `left` and last `right` frames, which were context.
-
-        Returns float32 samples [B, (T - left - right) * samples_per_frame]. Nothing is remembered between calls.
-
-        Raises:
-            ValueError: the context is negative or longer than the window.
-        """
-        frames = mel_window.shape[1]
-        if left < 0 or right < 0 or left + right > frames:
-            raise ValueError(
-                f"context of {left} + {right} frames does not fit a window of {frames}"
-            )
+            outputs = [block(x, spans, filters) for block in blocks]  # [B, C / 2, …]
+            x, held = functools.reduce(torch.add, outputs) / num_blocks, spans.kept
         rate = self.samples_per_frame
-        return self(mel_window)[:, left * rate : (frames - right) * rate]
+        samples = Span(kept.start * rate, kept.stop * rate)
+        x = self.conv_post(self.activation_post(x, filters))
+        x = cast("Tensor", x)[:, 0, samples.within(held)]  # [B, samples]
+        # Reference quirk: clipped, where BigVGAN proper ends in tanh.
+        return x.float().clamp(-1.0, 1.0)
+
+    def _snake_filters(self) -> SnakeFilters | None:
+        if self.plain:
+            return None
+        if self._filters is not None and not self.training:
+            return self._filters
+        return SnakeFilters.build(self.conv_pre.weight.dtype, self.conv_pre.weight.device)
 
     def init_state(self, num_lanes: int) -> VocoderState:
         held = (num_lanes, self.hops.max_held(), self.config.mel_dim)
@@ -212,134 +194,119 @@ class Vocoder(StreamingModule[VocoderState]):
         return VocoderState(mel, [0] * num_lanes)
 
     def step(self, x: Tensor, state: VocoderState, lanes: Sequence[int]) -> Tensor:
-        """Take mel [B, n, M]; return the samples of every hop that is now complete, [B, k * samples_per_frame].
+        """Take mel [B, n, M]; return the samples of every hop that is now complete.
 
         Raises:
             ValueError: `x` does not fit the lanes, or the lanes are not in phase.
         """
         if x.dim() != 3 or x.shape[0] != len(lanes) or x.shape[2] != self.config.mel_dim:
             raise ValueError(
-                f"x has shape {tuple(x.shape)}; expected [{len(lanes)} lanes, n, {self.config.mel_dim}]"
+                f"mel has shape {tuple(x.shape)}; expected one row for each of {len(lanes)} lanes, "
+                f"[{len(lanes)}, n, {self.config.mel_dim}]"
             )
-        before = self._arrived(state, lanes)
+        before = _frames_in_phase(state, lanes)
         arrived = before + x.shape[1]
-        origin = self.hops.held_from(before)
-        mel = torch.cat(
-            [self._held(state, lanes), x.to(state.mel)], dim=1
-        )  # frames [origin, arrived)
-        pieces = [self._run(w, mel, origin) for w in self.hops.windows(before, arrived)]
-        self._hold(mel[:, self.hops.held_from(arrived) - origin :], state, lanes)
-        for lane in lanes:
+        known = Span(self.hops.held_from(before), arrived)
+        mel = torch.cat((self._held(state, lanes, before), x.to(state.mel)), 1)
+        windows = self.hops.windows(before, arrived)
+        pieces = [self._window(mel, known, window) for window in windows]
+        rest = mel[:, self.hops.held_from(arrived) - known.start :]
+        for row, lane in enumerate(lanes):
+            state.mel[lane, : rest.shape[1]] = rest[row]
             state.arrived[lane] = arrived
-        return torch.cat(pieces, dim=1) if pieces else mel.new_zeros(len(lanes), 0)
+        return torch.cat(pieces, 1) if pieces else mel.new_zeros(len(lanes), 0)
 
     def flush(self, state: VocoderState, lanes: Sequence[int]) -> Tensor:
-        """Return the samples of all frames not yet emitted, with the clip ending here, and reset the lanes.
+        """Return the samples of all frames still held back, as the clip ends here; reset the lanes.
 
         Raises:
             ValueError: the lanes are not in phase.
         """
-        window = self.hops.last_window(self._arrived(state, lanes))
-        samples = self._run(window, self._held(state, lanes), window.begin)
+        arrived = _frames_in_phase(state, lanes)
+        window = self.hops.last_window(arrived)
+        samples = self._window(self._held(state, lanes, arrived), window.span, window)
         state.reset(lanes)
         return samples
 
-    def _run(self, window: Window, mel: Tensor, origin: int) -> Tensor:
-        begin, start, stop, end = window
-        return self.synthesize(mel[:, begin - origin : end - origin], start - begin, end - stop)
+    def _window(self, mel: Tensor, known: Span, window: Window) -> Tensor:
+        span, kept = window
+        left, right = kept.start - span.start, span.stop - kept.stop
+        return self.synthesize(mel[:, span.within(known)], left, right)
 
-    def _arrived(self, state: VocoderState, lanes: Sequence[int]) -> int:
-        counts = {state.arrived[lane] for lane in lanes}
-        if len(counts) != 1 or len(set(lanes)) != len(lanes):
-            raise ValueError(
-                f"lanes {list(lanes)} have received {[state.arrived[i] for i in lanes]} frames; the lanes of "
-                "one call must be distinct and in phase, so group them by frames received"
-            )
-        return counts.pop()
-
-    def _held(self, state: VocoderState, lanes: Sequence[int]) -> Tensor:
-        arrived = self._arrived(state, lanes)
+    def _held(self, state: VocoderState, lanes: Sequence[int], arrived: int) -> Tensor:
         num_held = arrived - self.hops.held_from(arrived)
-        # Rows are picked one by one: an index tensor made of host integers would wait for the device.
+        # Rows one by one: an index tensor made of host integers would have to wait for the device.
         return torch.stack([state.mel[lane, :num_held] for lane in lanes])
-
-    def _hold(self, mel: Tensor, state: VocoderState, lanes: Sequence[int]) -> None:
-        for row, lane in enumerate(lanes):
-            state.mel[lane, : mel.shape[1]] = mel[row]
-
-    def _blocks(self) -> list[ResidualBlock]:
-        return cast("list[ResidualBlock]", list(self.resblocks))
 
 
 class ResidualBlock(nn.Module):
-    """For each dilation d: x + conv(snake(conv_d(snake(x)))), [B, C, T] to [B, C, T]."""
+    """For each dilation d: x + conv(snake(conv_d(snake(x)))), on [B, C, T]."""
 
-    def __init__(self, channels: int, kernel: int, dilations: Sequence[int], plain: bool) -> None:
+    def __init__(self, channels: int, kernel: int, dilations: Sequence[int]) -> None:
         super().__init__()
         self.convs1 = nn.ModuleList(_same_conv(channels, kernel, d) for d in dilations)
         self.convs2 = nn.ModuleList(_same_conv(channels, kernel, 1) for _ in dilations)
         self.activations = nn.ModuleList(
-            AntiAliasedSnake(channels, plain) for _ in range(2 * len(dilations))
+            AntiAliasedSnake(channels) for _ in range(2 * len(dilations))
         )
+        self.reaches = layer_reaches(kernel, dilations)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, spans: StageSpans, filters: SnakeFilters | None) -> Tensor:
+        """Turn the positions `spans.held` into `spans.kept`; without `filters` in the plain way."""
         first, second = self.activations[::2], self.activations[1::2]
-        for act1, conv1, act2, conv2 in zip(first, self.convs1, second, self.convs2, strict=True):
-            x = x + conv2(act2(conv1(act1(x))))
-        return x
-
-
-class SnakeBeta(nn.Module):
-    """x + sin²(e^α x) / (e^β + 1e-9) per channel; α and β are stored as logarithms."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.alpha = nn.Parameter(torch.zeros(channels))
-        self.beta = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        frequency = self.alpha.exp()[:, None]  # [C, 1]
-        magnitude = 1.0 / (self.beta.exp()[:, None] + 1e-9)
-        return x + magnitude * (x * frequency).sin().square()
-
-
-class AntiAliasedSnake(nn.Module):
-    """Snake at twice the rate, between an up- and a down-sampling filter, [B, C, T] to [B, C, T]."""
-
-    def __init__(self, channels: int, plain: bool) -> None:
-        super().__init__()
-        self.act = SnakeBeta(channels)
-        self.plain = plain
-
-    def forward(self, x: Tensor) -> Tensor:
-        taps = torch.tensor(antialias_taps(), dtype=x.dtype, device=x.device)
-        taps = taps.expand(x.shape[1], 1, -1)
-        x = F.pad(x, (5, 5), mode="replicate")
-        x = 2 * F.conv_transpose1d(x, taps, stride=2, groups=x.shape[1])[..., 15:-15]
-        x = F.pad(self.act(x), (5, 6), mode="replicate")
-        return F.conv1d(x, taps, stride=2, groups=x.shape[1])
+        layers = zip(self.reaches, first, self.convs1, second, self.convs2, strict=True)
+        held = spans.held
+        for reach, act1, conv1, act2, conv2 in layers:
+            needed = spans.kept.grown(reach, spans.length)
+            x, held = x[..., needed.within(held)], needed
+            h = _conv(act1(x, filters), cast("nn.Conv1d", conv1))
+            x = x + conv2(act2(h, filters))
+        return x[..., spans.kept.within(held)]
 
 
 def normalize_mel(mel: Tensor) -> Tensor:
-    """Natural-log amplitude to decibels above -115 less 20, as [-1, 1]: the reference's four steps in closed form.
+    """Bring natural-log amplitude to decibels less 20, -115 … 0 of which become -1 … 1, clipped.
 
-    The reference first floors the amplitude at -115 dB; that is below the lower clip (-95 dB), so it has no effect.
+    The reference's four steps in closed form. Its floor of -115 dB lies below the lower end of the
+    clip (-95 dB before the 20 are taken off), so it has no effect.
     """
     scale = 2 * 20 / math.log(10) / 115
     return (mel * scale + (2 * 95 / 115 - 1)).clamp(-1.0, 1.0)
 
 
-def antialias_taps() -> tuple[float, ...]:
-    """Return the 12 taps of the half-band low-pass: a Kaiser-windowed sinc of cutoff 1/4, summing to one."""
-    attenuation = 2.285 * 5 * math.pi * (4 * 0.3) + 7.95
-    window = torch.kaiser_window(
-        12, periodic=False, beta=0.1102 * (attenuation - 8.7), dtype=torch.float64, device="cpu"
-    )
-    time = torch.arange(12, dtype=torch.float64, device="cpu") - 5.5
-    taps = window * torch.sinc(0.5 * time)
-    return tuple((taps / taps.sum()).tolist())
+def _frames_in_phase(state: VocoderState, lanes: Sequence[int]) -> int:
+    arrived = [state.arrived[lane] for lane in lanes]
+    if len(set(arrived)) != 1 or len(set(lanes)) != len(lanes):
+        raise ValueError(
+            f"lanes {list(lanes)} have received {arrived} frames; the lanes of one call must be "
+            "distinct and in phase, so group them by frames received"
+        )
+    return arrived[0]
+
+
+def _conv(x: Tensor, conv: nn.Conv1d) -> Tensor:
+    """Compute `conv(x)`, small dilated ones as a matrix product.
+
+    Torch leaves those to a loop that takes up to five times as long.
+    """
+    if conv.dilation[0] == 1 or x.numel() > SMALL_CONV or x.device.type != "cpu":
+        return cast("Tensor", conv(x))
+    time, (dilation,), (kernel,) = x.shape[2], conv.dilation, conv.kernel_size
+    edge = x.new_zeros(()).expand(*x.shape[:2], (kernel - 1) * dilation // 2)
+    padded = torch.cat((edge, x, edge), 2)
+    taps = [padded[..., j * dilation : j * dilation + time] for j in range(kernel)]
+    columns = torch.stack(taps, 2).flatten(1, 2)  # [B, C · kernel, T]
+    # A batched product even for one clip: `matmul` would first turn the wide operand over.
+    weight = conv.weight.flatten(1).expand(x.shape[0], -1, -1)
+    return torch.baddbmm(cast("Tensor", conv.bias)[:, None], weight, columns)
 
 
 def _same_conv(channels: int, kernel: int, dilation: int) -> nn.Conv1d:
     padding = (kernel - 1) * dilation // 2
     return nn.Conv1d(channels, channels, kernel, padding=padding, dilation=dilation)
+
+
+def _reset_conv(conv: nn.Conv1d | nn.ConvTranspose1d, std: float) -> None:
+    nn.init.normal_(conv.weight, std=std)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)

@@ -19,38 +19,41 @@ TINY: dict[str, Any] = {
     "model_type": "qwen2_5_omni",
     "enable_audio_output": True,
     "thinker_config": {
-        "audio_config": dict(
-            num_mel_bins=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=32, d_model=16,
-            max_source_positions=100, n_window=100, output_dim=32,
-        ),
-        "vision_config": dict(
-            depth=4, hidden_size=16, intermediate_size=24, num_heads=2, patch_size=14, spatial_merge_size=2,
-            temporal_patch_size=2, window_size=112, out_hidden_size=32, fullatt_block_indexes=[1, 3],
-        ),
-        "text_config": dict(
-            vocab_size=320, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-            num_key_value_heads=2, head_dim=16, rope_parameters=ROPE, tie_word_embeddings=False,
-        ),
+        "audio_config": {
+            "num_mel_bins": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "d_model": 16,
+            "max_source_positions": 100, "n_window": 100, "output_dim": 32,
+        },
+        "vision_config": {
+            "depth": 4, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 14, "spatial_merge_size": 2,
+            "temporal_patch_size": 2, "window_size": 112, "out_hidden_size": 32, "fullatt_block_indexes": [1, 3],
+        },
+        "text_config": {
+            "vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 16, "rope_parameters": ROPE, "tie_word_embeddings": False,
+        },
         "audio_token_index": 50, "image_token_index": 51, "video_token_index": 52, "audio_start_token_id": 53,
         "audio_end_token_id": 54, "vision_start_token_id": 55, "vision_end_token_id": 56, "user_token_id": 59,
         "position_id_per_seconds": 25, "seconds_per_chunk": 2,
     },
-    "talker_config": dict(
-        vocab_size=64, embedding_size=32, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
-        num_attention_heads=3, num_key_value_heads=1, head_dim=16, rope_parameters=ROPE,
-        tts_text_pad_token_id=60, tts_text_start_token_id=61, tts_text_end_token_id=62,
-        tts_codec_pad_token_id=56, tts_codec_start_token_id=57, tts_codec_end_token_id=58, tts_codec_mask_token_id=60,
-        audio_token_index=50, image_token_index=51, video_token_index=52, audio_start_token_id=53,
-        audio_end_token_id=54, vision_start_token_id=55, vision_end_token_id=56,
-    ),
+    "talker_config": {
+        "vocab_size": 64, "embedding_size": 32, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
+        "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 16, "rope_parameters": ROPE,
+        "tts_text_pad_token_id": 60, "tts_text_start_token_id": 61, "tts_text_end_token_id": 62,
+        "tts_codec_pad_token_id": 56, "tts_codec_start_token_id": 57, "tts_codec_end_token_id": 58, "tts_codec_mask_token_id": 60,
+        "audio_token_index": 50, "image_token_index": 51, "video_token_index": 52, "audio_start_token_id": 53,
+        "audio_end_token_id": 54, "vision_start_token_id": 55, "vision_end_token_id": 56,
+    },
     "token2wav_config": {
-        "dit_config": dict(
-            hidden_size=32, num_hidden_layers=22, num_attention_heads=2, ff_mult=2, emb_dim=16, head_dim=16,
-            block_size=24, look_ahead_layers=[10], look_backward_layers=[0, 20], repeats=2, num_embeds=64, mel_dim=8,
-            dropout=0.1, enc_emb_dim=12, enc_dim=8, enc_channels=[16, 16, 16, 16, 48], enc_kernel_sizes=[5, 3, 3, 3, 1],
-            enc_dilations=[1, 2, 3, 4, 1], enc_attention_channels=8, enc_res2net_scale=2, enc_se_channels=8,
-        ),
-        "bigvgan_config": dict(mel_dim=8, upsample_initial_channel=64),
+        "dit_config": {
+            "hidden_size": 32, "num_hidden_layers": 22,
+            "num_attention_heads": 2, "ff_mult": 2, "emb_dim": 16, "head_dim": 16,
+            "block_size": 24, "look_ahead_layers": [10], "look_backward_layers": [0, 20], "repeats": 2,
+            "num_embeds": 64, "mel_dim": 8,
+            "dropout": 0.1, "enc_emb_dim": 12, "enc_dim": 8,
+            "enc_channels": [16, 16, 16, 16, 48], "enc_kernel_sizes": [5, 3, 3, 3, 1],
+            "enc_dilations": [1, 2, 3, 4, 1], "enc_attention_channels": 8, "enc_res2net_scale": 2, "enc_se_channels": 8,
+        },
+        "bigvgan_config": {"mel_dim": 8, "upsample_initial_channel": 64},
     },
 }  # fmt: skip
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -23,6 +21,10 @@ from model.omni import Omni, load
 from model.reply import AudioDelta, CodeDelta, ReplyOptions, TextDelta
 from model.sampling import GREEDY, Sampling
 from tests.model.reference import TALKER_STOPS, THINKER_EOS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 MAX_TEXT, MAX_CODES = 12, 30
 SYSTEM = "Be kind."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -12,6 +12,9 @@ from model.checkpoint import CheckpointError
 from model.prompt import PromptWriter
 from model.tokenizer import IM_END, IM_START, TextTokenizer
 from tests.model.tiny_tokenizer import FIRST_BYTE_ID, byte_tokenizer
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -14,6 +13,9 @@ from model.codec.sampler import FlowSampler
 from model.codec.solver import SolverConfig
 from model.codec.voice import Voice
 from tests.model.reference import voice as published_voice
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DIT = "token2wav.code2wav_dit_model."
 
@@ -26,7 +28,6 @@ def dit(config, part) -> Dit:  # type: ignore[no-untyped-def]
     with torch.device("meta"):
         net = Dit(config.token2wav.dit)
     net.load_state_dict(part(DIT), strict=True, assign=True)
-    net.prepare()
     return net.eval().requires_grad_(False)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.codec.block_attention import attend, attention_runs
-from model.codec.dit import Dit
+from model.codec.dit import Block, Dit
 from model.codec.voice import Voice
 from model.config import DitConfig
 from tests.model.codec.conftest import random_codes, random_noise
@@ -108,10 +108,9 @@ def test_null_rows_equal_the_references_unconditioned_row(
 def test_gradients_equal_the_references(
     dit: Dit, reference_dit: Any, chelsie: Voice, part: Any, config: Any
 ) -> None:
-    """Also through rotation in place and packed weights, and for every published parameter."""
+    """Through rotation in place, and for every published parameter."""
     ours = Dit(config.token2wav.dit)
     ours.load_state_dict(dit.state_dict())
-    ours.prepare()
     x, codes, t = random_noise(2, 58, 8), random_codes(2, 29), torch.tensor([0.1, 0.7])
     weights = random_noise(2, 58, 8, seed=3)
     (our_velocity(ours, x, codes, chelsie, t) * weights).mean().backward()
@@ -127,42 +126,41 @@ def test_gradients_equal_the_references(
         )
 
 
-def test_training_step_is_seen_by_the_packed_weights(dit: Dit, chelsie: Voice, config: Any) -> None:
+def test_packing_keeps_names_values_and_training(
+    dit: Dit, chelsie: Voice, part: Any, config: Any, tmp_path: Any
+) -> None:
     net = Dit(config.token2wav.dit)
     net.load_state_dict(dit.state_dict())
-    net.prepare()
-    x, codes, t = random_noise(1, 48, 8), random_codes(1, 24), torch.tensor([0.5])
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-2)
-    our_velocity(net, x, codes, chelsie, t).square().mean().backward()
-    optimizer.step()
-    after = our_velocity(net, x, codes, chelsie, t)
-    with torch.no_grad():
-        packed = our_velocity(net, x, codes, chelsie, t)
-        before = our_velocity(dit, x, codes, chelsie, t)
-    torch.testing.assert_close(packed, after, atol=1e-6, rtol=0)  # one product instead of three
-    assert (packed - before).abs().max() > 1e-3
-
-
-def test_state_keeps_published_names_and_survives_a_file(
-    dit: Dit, part: Any, tmp_path: Any
-) -> None:
+    for block in net.blocks:
+        block.packed_linears()
     published = part("token2wav.code2wav_dit_model.")
-    assert dit.state_dict().keys() == published.keys()
-    save_file(dit.state_dict(), tmp_path / "dit.safetensors")
+    assert net.state_dict().keys() == published.keys()
+    save_file(net.state_dict(), tmp_path / "dit.safetensors")
     for name, saved in load_file(tmp_path / "dit.safetensors").items():
         assert torch.equal(saved, published[name]), name
+    x, codes, t = random_noise(1, 48, 8), random_codes(1, 24), torch.tensor([0.5])
+    before = our_velocity(net, x, codes, chelsie, t)
+    before.square().mean().backward()
+    torch.optim.SGD(net.parameters(), lr=1e-2).step()
+    assert (our_velocity(net, x, codes, chelsie, t) - before).abs().max() > 1e-3
 
 
-def test_moved_parameters_are_not_shadowed_by_packed_ones(
-    dit: Dit, chelsie: Voice, config: Any
-) -> None:
-    net = Dit(config.token2wav.dit)
-    net.load_state_dict(dit.state_dict())
-    net.prepare()
-    net.load_state_dict({k: torch.zeros_like(v) for k, v in dit.state_dict().items()}, assign=True)
-    x, codes, t = random_noise(1, 24, 8), random_codes(1, 12), torch.tensor([0.5])
-    with torch.no_grad():
-        assert our_velocity(net, x, codes, chelsie, t).abs().max() == 0
+@pytest.mark.parametrize("width", [32, 128, 256])  # plain, and laid out by oneDNN
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_linears_equal_plain_ones(width: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    config = DitConfig(hidden_size=width, num_attention_heads=width // 64 or 1)
+    block = Block(config, 0, 0).to(dtype).requires_grad_(False)
+    x = random_noise(2, 31, width).to(dtype)
+    plain, packed = block.linears(), block.packed_linears()
+    # rounding of sums in another order, in the dtype of the result
+    atol = 1e-5 if dtype == torch.float32 else 2e-2
+    for name in ("project", "mix", "expand", "contract"):
+        width_in = {"mix": config.num_attention_heads * 64, "contract": 2 * width}.get(name, width)
+        fed = x if width_in == width else random_noise(2, 31, width_in).to(dtype)
+        torch.testing.assert_close(
+            getattr(packed, name)(fed), getattr(plain, name)(fed), atol=atol, rtol=0, msg=name
+        )
 
 
 @pytest.mark.parametrize("changed", [0, 3, 5])
@@ -191,14 +189,27 @@ def test_one_evaluation_sees_two_blocks_back_and_one_ahead(
 def test_every_published_field_is_general(
     changes: dict[str, Any], num_codes: int, chelsie: Voice
 ) -> None:
-    """Other layer counts, reaches, repeats and block sizes, against the reference built the same way."""
+    """Other layer counts, reaches, repeats and block sizes, against a reference of the same."""
     from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as theirs
 
-    sizes: dict[str, Any] = dict(
-        hidden_size=32, num_hidden_layers=3, num_attention_heads=2, head_dim=16, emb_dim=16,
-        num_embeds=64, mel_dim=8, enc_emb_dim=12, enc_dim=8, enc_channels=(16, 16, 16, 16, 48),
-        enc_attention_channels=8, enc_se_channels=8,
-    ) | {"look_ahead_layers": (1,), "look_backward_layers": (0, 2)} | changes  # fmt: skip
+    sizes: dict[str, Any] = (
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "head_dim": 16,
+            "emb_dim": 16,
+            "num_embeds": 64,
+            "mel_dim": 8,
+            "enc_emb_dim": 12,
+            "enc_dim": 8,
+            "enc_channels": (16, 16, 16, 16, 48),
+            "enc_attention_channels": 8,
+            "enc_se_channels": 8,
+        }
+        | {"look_ahead_layers": (1,), "look_backward_layers": (0, 2)}
+        | changes
+    )
     lists = {k: list(v) if isinstance(v, tuple) else v for k, v in sizes.items()}
     torch.manual_seed(0)
     reference = theirs.Qwen2_5OmniToken2WavDiTModel._from_config(
@@ -222,7 +233,6 @@ def test_low_precision_stays_near_float32(dit: Dit, chelsie: Voice, dtype: torch
     x, codes, t = random_noise(1, 58, 8), random_codes(1, 29), torch.tensor([0.5])
     exact = our_velocity(dit, x, codes, chelsie, t)
     low = copy.deepcopy(dit).to(dtype)
-    low.prepare()
     voice = Voice("low", 0, chelsie.cond.to(dtype), chelsie.ref_mel.to(dtype))
     got = our_velocity(low, x.to(dtype), codes, voice, t).float()
     # bf16 keeps 8 bits: 22 layers of it leave some percent of the spread
