@@ -15,10 +15,11 @@ import soxr
 from faster_whisper import WhisperModel
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
+from recipes.tiny.edits import edit_distance
 from recipes.tiny.mel import SAMPLE_RATE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     import numpy as np
     from numpy.typing import NDArray
@@ -66,7 +67,7 @@ def word_errors(pairs: Iterable[tuple[str, str]]) -> WordErrors:
     errors = words = 0
     for said, heard in pairs:
         reference, hypothesis = comparable(said), comparable(heard)
-        errors += _distance(reference, hypothesis)
+        errors += edit_distance(reference, hypothesis)
         words += len(reference)
     return WordErrors(errors, words)
 
@@ -79,12 +80,3 @@ def comparable(text: str) -> list[str]:
     text = re.sub(r"\bone\b", "1", text)  # the one number word the normaliser leaves, or makes
     text = re.sub(r"(?<=\d) (?=\d)", "", text)
     return re.sub(r"\b(\w) (?=\w\b)", r"\1", text).split()
-
-
-def _distance(a: Sequence[str], b: Sequence[str]) -> int:
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        diagonal, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (x != y))
-    return row[-1]

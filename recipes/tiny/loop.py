@@ -1,4 +1,4 @@
-"""The training loop all stages share: seeded, resumable, logged, and stopped by a rule.
+"""The training loop all stages share: seeded, resumable, logged, and stopped by a rule (or Ctrl-C, which saves).
 
 A stage owns its networks, optimisers and data, and knows one step. Randomness of step s comes
 from `(seed, s)` alone, so a run that was stopped and resumed draws the same batches as one that was not.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,9 @@ def train(stage: Stage, out: Path, limits: Budget) -> None:
     if (out / "state.pt").exists():
         progress, averages = _load(stage, out / "state.pt")
         log.info("resumed step=%d best=%.4f", progress["step"], progress["best"])
+    asked_to_stop: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: asked_to_stop.append(received))
     began, sums, count = time.monotonic(), dict[str, float](), 0
     while progress["step"] < limits.steps and progress["stale"] < limits.patience:
         step = progress["step"]

@@ -20,10 +20,12 @@ from recipes.tiny import dit, loop
 from recipes.tiny.assemble import TRAINED
 from recipes.tiny.dataset import Speech
 
-# Run folder and part in it, to the published prefix.
-PREFIXES = {
-    "vocoder": "token2wav.code2wav_bigvgan_model.",
-    "dit": "token2wav.code2wav_dit_model.",
+# Run folder: the part of it that ships, and its published prefix.
+SHIPPED = {
+    "vocoder": ("vocoder", "token2wav.code2wav_bigvgan_model."),
+    "dit": ("dit", "token2wav.code2wav_dit_model."),
+    "talker": ("talker", "talker."),
+    "hearing": ("audio", "thinker.audio_tower."),
 }
 
 log = logging.getLogger("ship")
@@ -46,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", nargs="+", choices=(*PREFIXES, "voices"))
+    parser.add_argument("what", nargs="+", choices=(*SHIPPED, "voices"))
     parser.add_argument("--runs", type=Path, default=Path("~/.cache/parley/tiny").expanduser())
     parser.add_argument("--to", type=Path, default=TRAINED)
     args = parser.parse_args()
@@ -60,7 +62,7 @@ def main() -> None:
                 args.to / "voices.safetensors", sorted(voices, key=lambda voice: voice.name)
             )
             continue
-        tensors = shipped(args.runs / what, what, PREFIXES[what])
+        tensors = shipped(args.runs / what, *SHIPPED[what])
         save_file(tensors, args.to / f"{what}.safetensors")
         log.info(
             "%s: %d tensors, %.1f MB",

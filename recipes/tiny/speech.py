@@ -76,13 +76,23 @@ def shard_paths(folder: Path, voice: str, shard: int) -> tuple[Path, Path]:
 
 def read_shard(folder: Path, voice: str, shard: int) -> tuple[NDArray[np.int16], list[Utterance]]:
     """Return the shard's samples and its index."""
-    sound, index = shard_paths(folder, voice, shard)
+    pcm, lines = read_shard_files(shard_paths(folder, voice, shard)[1], SAMPLE_RATE)
+    return pcm, [Utterance(**json.loads(line)) for line in lines]
+
+
+def read_shard_files(index: Path, rate: int) -> tuple[NDArray[np.int16], list[str]]:
+    """Return the samples that lie beside an index, and its lines.
+
+    Raises:
+        ValueError: the sound has another rate.
+    """
+    sound = index.with_suffix(".flac")
     if not sound.exists():  # an unpacked training set holds Opus
-        sound = sound.with_suffix(".ogg")
-    pcm, rate = soundfile.read(sound, dtype="int16")
-    if rate != SAMPLE_RATE:
-        raise ValueError(f"{sound} has {rate} Hz; this recipe works at {SAMPLE_RATE} Hz")
-    return pcm, [Utterance(**json.loads(line)) for line in index.read_text().splitlines()]
+        sound = index.with_suffix(".ogg")
+    pcm, found = soundfile.read(sound, dtype="int16")
+    if found != rate:
+        raise ValueError(f"{sound} has {found} Hz; this recipe works at {rate} Hz")
+    return pcm, index.read_text().splitlines()
 
 
 def finished_shards(folder: Path, voice: str) -> list[int]:

@@ -24,12 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.omni import Omni
-from model.omni import load as load_checkpoint
 from model.rope import Timeline
 from model.talker import Talker
 from recipes.tiny import codec, dit, loop, tree
 from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech
+from recipes.tiny.frozen import FrozenThinker
 from recipes.tiny.texts import sentence
 
 if TYPE_CHECKING:
@@ -66,9 +65,9 @@ class Markers:
     voices: Tensor
 
     @classmethod
-    def of(cls, omni: Omni, device: str) -> Markers:
-        table = omni.model.thinker.model.embed_tokens.weight.detach().float().to(device)
-        config = omni.config.talker
+    def of(cls, source: FrozenThinker) -> Markers:
+        table = source.thinker.model.embed_tokens.weight.float()
+        config = source.config.talker
         assert config is not None
         tokens = dict(tree.VOICES.values())
         voices = table[[tokens[source] for source in VOICE_NAMES]]
@@ -193,41 +192,22 @@ def initialise(talker: Talker) -> None:
 
 @torch.inference_mode()
 def make_lessons(
-    omni: Omni, tokenizer: codec.Tokenizer, clips: list[Clip], seed: int
+    source: FrozenThinker, tokenizer: codec.Tokenizer, clips: list[Clip], seed: int
 ) -> list[Lesson]:
     """Give every clip a chat in which its text is the reply; run the Thinker over it."""
-    coded = dit.code_clips(tokenizer, clips, str(omni.device))
     lessons = []
-    for i, (clip, codes) in enumerate(zip(clips, coded, strict=True)):
+    for i, (clip, coded) in enumerate(
+        zip(clips, dit.code_clips(tokenizer, clips, source.device), strict=True)
+    ):
         rng = np.random.default_rng((seed, i))
         system = SYSTEM_PROMPTS[int(rng.integers(len(SYSTEM_PROMPTS)))]
-        prompt = prompt_ids(omni, system, sentence(seed + 77, i))
-        reply = omni.tokenizer.encode(clip.text)
-        ids = torch.tensor([*prompt, *reply], device=omni.device)
-        embedded = omni.model.thinker.embed(ids)
-        positions = torch.arange(len(ids), device=omni.device).expand(3, 1, -1)
-        rows = (
-            (omni.model.thinker.model.whole(embedded[None], positions)[0] + embedded).half().cpu()
-        )
-        lessons.append(Lesson(rows[: len(prompt)], rows[len(prompt) :], codes.codes, clip.voice))
+        prompt = source.chat(system, sentence(seed + 77, i))
+        embedded = source.embed([*prompt, *source.tokenizer.encode(clip.text)])
+        rows = (source.hidden(embedded) + embedded).half().cpu()
+        lessons.append(Lesson(rows[: len(prompt)], rows[len(prompt) :], coded.codes, clip.voice))
         if i % 500 == 0:
             log.info("lessons %d of %d", i, len(clips))
     return lessons
-
-
-def prompt_ids(omni: Omni, system: str, question: str) -> list[int]:
-    """The chat frame as the running model writes it."""
-    start, end, encode = omni.tokenizer.im_start_id, omni.tokenizer.im_end_id, omni.tokenizer.encode
-    opening = [start, *encode(f"system\n{system}"), end, *encode("\n")] if system else []
-    return [
-        *opening,
-        start,
-        *encode(f"user\n{question}"),
-        end,
-        *encode("\n"),
-        start,
-        *encode("assistant\n"),
-    ]
 
 
 def load(out: Path, config: TalkerConfig, *, best: bool = True) -> Talker:
@@ -248,13 +228,13 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     speech, tokenizer = Speech(args.data), codec.load(args.codec)
-    omni = load_checkpoint(args.checkpoint, device=args.device)
-    assert omni.config.talker is not None
+    source = FrozenThinker.load(args.checkpoint, args.device)
+    assert source.config.talker is not None
     stage = TalkerStage(
-        make_lessons(omni, tokenizer, speech.train, args.seed),
-        make_lessons(omni, tokenizer, speech.kept_out, args.seed + 1),
-        Markers.of(omni, args.device),
-        omni.config.talker,
+        make_lessons(source, tokenizer, speech.train, args.seed),
+        make_lessons(source, tokenizer, speech.kept_out, args.seed + 1),
+        Markers.of(source),
+        source.config.talker,
         batch=args.batch,
         lr=args.lr or 5e-4,
         device=args.device,
