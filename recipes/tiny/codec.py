@@ -15,6 +15,7 @@ Three pressures shape a code:
 from __future__ import annotations
 
 import argparse
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -199,6 +200,7 @@ def padded_mel(clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
     return torch.stack([F.pad(m, (0, 0, 0, longest - len(m)), value=SILENCE) for m in mels]), frames
 
 
+@functools.cache
 def phoneme_ids(text: str) -> Tensor:
     """Return 1-based ids of the phonemes in `text`; 0 is the CTC blank."""
     return torch.tensor([1 + PHONEMES.index(c) for c in ipa(text) if c in PHONEMES])

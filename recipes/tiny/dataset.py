@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,7 @@ KEPT_OUT_SHARD = 0
 VOICE_NAMES = ("joe", "gongitsune")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Clip:
     """One utterance: its text, its voice and where its sound lies in memory."""
 
@@ -39,7 +40,12 @@ class Clip:
         return to_wave(self.pcm[: self.num_frames * HOP])
 
     def mel(self) -> Tensor:
-        return log_mel(self.wave())
+        """Log-mel [T, M], float32; computed once and kept in half precision."""
+        return self._mel.float()
+
+    @cached_property
+    def _mel(self) -> Tensor:
+        return log_mel(self.wave()).half()
 
 
 class Speech:

@@ -53,9 +53,9 @@ class FrozenThinker:
         return self.thinker.embed(torch.tensor(token_ids, device=self.device))
 
     def hidden(self, rows: Tensor) -> Tensor:
-        """Rows [N, H] of one text-only sequence to hidden states after the final norm [N, H]."""
-        positions = torch.arange(len(rows), device=rows.device).expand(3, 1, -1)
-        return self.thinker.model.whole(rows[None], positions)[0]
+        """Rows of text-only sequences [B, T, H], padded at the end, to hidden states after the final norm [B, T, H]."""
+        positions = torch.arange(rows.shape[1], device=rows.device).expand(3, len(rows), -1)
+        return self.thinker.model.whole(rows, positions)
 
     def chat(self, system: str, question: str) -> list[int]:
         """The frame of a chat up to the reply, as the running model writes it."""

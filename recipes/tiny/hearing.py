@@ -13,6 +13,7 @@ Two losses, the language model frozen in both:
 from __future__ import annotations
 
 import argparse
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,7 @@ class HearingStage:
         self.source, self.thinker = source, source.thinker
         self.train, self.kept_out = train, kept_out
         self.batch, self.lr, self.distil_after = batch, lr, distil_after
+        self.workers = ThreadPoolExecutor(1 if source.device == "cpu" else 8)
         self.log_mel = LogMel(
             self.thinker.config.audio.num_mel_bins, self.thinker.config.audio.block_frames
         )
@@ -86,7 +88,10 @@ class HearingStage:
 
     def train_step(self, step: int, rng: np.random.Generator) -> dict[str, float]:
         chosen = [self.train[i] for i in rng.choice(len(self.train), self.batch)]
-        waves = [augment(to_wave(pcm), rng) for _, pcm in chosen]
+        rngs = rng.spawn(
+            self.batch
+        )  # one each, so that the order in which threads finish changes nothing
+        waves = list(self.workers.map(augment, (to_wave(pcm) for _, pcm in chosen), rngs))
         loss, figures = self._loss(
             [call for call, _ in chosen], waves, distil=step >= self.distil_after
         )
@@ -115,9 +120,7 @@ class HearingStage:
         loss, wrong = self._ctc(rows, tokens)
         figures = {"ctc": loss.item(), "wrong_tokens": wrong}
         if distil:
-            kl = torch.stack(
-                [self._distil(*x) for x in zip(calls, rows, tokens, strict=True)]
-            ).mean()
+            kl = self._distil(calls, rows, tokens)
             loss = kl + 0.3 * loss
             figures["distil"] = kl.item()
         return loss, figures
@@ -125,7 +128,8 @@ class HearingStage:
     def rows(self, waves: list[Tensor]) -> list[Tensor]:
         """Encode whole clips; blocks of all of them go through the encoder together."""
         block = self.log_mel.block_samples // 160
-        blocks = [self.log_mel(wave[None])[0].to(self.source.device).split(block) for wave in waves]
+        mels = self.workers.map(lambda wave: self.log_mel(wave[None])[0], waves)
+        blocks = [mel.to(self.source.device).split(block) for mel in mels]
         encoded = self.encoder.encode_blocks([b for clip in blocks for b in clip])
         counts = [len(clip) for clip in blocks]
         starts = np.cumsum([0, *counts])
@@ -151,33 +155,30 @@ class HearingStage:
         errors = sum(edit_distance(collapse(b[:n].tolist()), w.tolist()) for b, n, w in pairs)
         return loss, errors / sum(len(w) for w in wanted)
 
-    def _distil(self, call: Call, rows: Tensor, tokens: list[int]) -> Tensor:
-        """KL from the reply's distribution given the transcript to that given the sound, mean over its tokens."""
-        encode, config = self.source.tokenizer.encode, self.thinker.config
+    def _distil(self, calls: list[Call], rows: list[Tensor], tokens: list[list[int]]) -> Tensor:
+        """KL from the reply's distribution given the transcript to that given the sound, mean over reply tokens."""
+        encode, config, embed = self.source.tokenizer.encode, self.thinker.config, self.source.embed
         start, end = self.source.tokenizer.im_start_id, self.source.tokenizer.im_end_id
         opening = [start, *encode("user\n")]
         closing = [end, *encode("\n"), start, *encode("assistant\n")]
-        reply = encode(call.reply)
-        sound = [self.source.embed([config.audio_start_token_id]), rows.to(self.source.dtype)]
-        frame = self.source.embed([*closing, *reply])
-        heard = torch.cat(
-            [
-                self.source.embed(opening),
-                *sound,
-                self.source.embed([config.audio_end_token_id]),
-                frame,
-            ]
-        )
-        typed = self.source.embed([*opening, *tokens, *closing, *reply])
+        replies = [encode(call.reply) for call in calls]
+        before = embed([*opening, config.audio_start_token_id])
+        heard, typed = [], []
+        for clip, said, reply in zip(rows, tokens, replies, strict=True):
+            after = embed([config.audio_end_token_id, *closing, *reply])
+            heard.append(torch.cat([before, clip.to(self.source.dtype), after]))
+            typed.append(embed([*opening, *said, *closing, *reply]))
+        counts = [len(reply) + 1 for reply in replies]  # the last one predicts the end of the turn
         with torch.no_grad():
-            wanted = self._reply_logits(typed, len(reply) + 1)
-        given = self._reply_logits(heard, len(reply) + 1)
-        return F.kl_div(
-            given.log_softmax(-1), wanted.log_softmax(-1), reduction="batchmean", log_target=True
-        )
+            wanted = self._reply_logits(typed, counts).log_softmax(-1)
+        given = self._reply_logits(heard, counts).log_softmax(-1)
+        return F.kl_div(given, wanted, reduction="batchmean", log_target=True)
 
-    def _reply_logits(self, rows: Tensor, count: int) -> Tensor:
-        return self.thinker.logits(self.source.hidden(rows)[-count:])
+    def _reply_logits(self, sequences: list[Tensor], counts: list[int]) -> Tensor:
+        """Logits at the last `counts` rows of each sequence, one below the other."""
+        hidden = self.source.hidden(nn.utils.rnn.pad_sequence(sequences, batch_first=True))
+        last = [h[len(s) - n : len(s)] for h, s, n in zip(hidden, sequences, counts, strict=True)]
+        return self.thinker.logits(torch.cat(last))
 
 
 def augment(wave: Tensor, rng: np.random.Generator) -> Tensor:

@@ -203,7 +203,7 @@ def make_lessons(
         system = SYSTEM_PROMPTS[int(rng.integers(len(SYSTEM_PROMPTS)))]
         prompt = source.chat(system, sentence(seed + 77, i))
         embedded = source.embed([*prompt, *source.tokenizer.encode(clip.text)])
-        rows = (source.hidden(embedded) + embedded).half().cpu()
+        rows = (source.hidden(embedded[None])[0] + embedded).half().cpu()
         lessons.append(Lesson(rows[: len(prompt)], rows[len(prompt) :], coded.codes, clip.voice))
         if i % 500 == 0:
             log.info("lessons %d of %d", i, len(clips))

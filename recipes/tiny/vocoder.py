@@ -137,7 +137,7 @@ def main() -> None:
     loop.add_arguments(parser, steps=200_000, batch=4)
     parser.add_argument("--adversary-after", type=int, default=8_000)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # more would only wait for each other at these sizes
     stage = VocoderStage(
         Speech(args.data),
         batch=args.batch,
