@@ -1,0 +1,224 @@
+"""Put the checkpoint folder together: packaged weights under published names, plus what was trained here.
+
+    python -m recipes.tiny.assemble ~/.cache/parley/omni-tiny
+
+The Thinker is SmolLM2-135M-Instruct with zero query, key and value biases; its text is unchanged to rounding.
+The audio encoder starts as Whisper tiny.en. What is trained here lies in `model/tiny/*.safetensors`, and
+overrides by name. Parts that have not been trained yet are initialised from a seed, so that the folder always loads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import shutil
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+
+from model.config import OmniConfig
+from model.image import ImageSettings
+from model.omni import LM_HEAD, OmniModel
+from recipes.tiny import tree
+from recipes.tiny.sources import Array, Gguf, read_ctranslate2, smollm2_path, whisper_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TRAINED = Path(__file__).resolve().parents[2] / "model" / "tiny"
+TEXT = "thinker.model."
+AUDIO = "thinker.audio_tower."
+MARKER_ROWS = "thinker.model.embed_tokens.marker_rows"
+
+log = logging.getLogger("assemble")
+
+
+def thinker_tensors(gguf: Gguf) -> Iterator[tuple[str, Tensor]]:
+    """Yield the language model under published names."""
+    heads = gguf.metadata["llama.attention.head_count"]
+    kv_heads = gguf.metadata["llama.attention.head_count_kv"]
+    yield f"{TEXT}embed_tokens.weight", _tensor(gguf.read("token_embd.weight"))
+    yield f"{TEXT}norm.weight", _tensor(gguf.read("output_norm.weight"))
+    names = {
+        "attn_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
+        "attn_output": "self_attn.o_proj",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+    }
+    for i in range(gguf.metadata["llama.block_count"]):
+        layer = f"{TEXT}layers.{i}."
+        for ours, theirs in names.items():
+            yield f"{layer}{theirs}.weight", _tensor(gguf.read(f"blk.{i}.{ours}.weight"))
+        projections = {
+            "q_proj": rotate_halves(gguf.read(f"blk.{i}.attn_q.weight"), heads),
+            "k_proj": rotate_halves(gguf.read(f"blk.{i}.attn_k.weight"), kv_heads),
+            "v_proj": gguf.read(f"blk.{i}.attn_v.weight"),
+        }
+        for name, weight in projections.items():
+            yield f"{layer}self_attn.{name}.weight", _tensor(weight)
+            yield f"{layer}self_attn.{name}.bias", torch.zeros(len(weight))
+
+
+def rotate_halves(weight: Array, num_heads: int) -> Array:
+    """Undo GGUF's order of query and key rows.
+
+    GGUF rotates neighbouring rows (0, 1), (2, 3) …; the published layout rotates row i with row i + D / 2.
+    """
+    pairs = weight.reshape(num_heads, -1, 2, weight.shape[1])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(weight.shape)
+
+
+def audio_tensors(variables: dict[str, Array]) -> Iterator[tuple[str, Tensor]]:
+    """Yield Whisper's encoder under published names; its output projection is new."""
+    source = {
+        k.removeprefix("encoder/"): _tensor(v)
+        for k, v in variables.items()
+        if k.startswith("encoder/")
+    }
+    for conv in ("conv1", "conv2"):
+        for kind in ("weight", "bias"):
+            yield f"{AUDIO}{conv}.{kind}", source[f"{conv}/{kind}"]
+    yield from _norm(source, "layer_norm", f"{AUDIO}ln_post")
+    for i in range(sum(name.endswith("ffn/linear_0/weight") for name in source)):
+        theirs, ours = f"layer_{i}/", f"{AUDIO}layers.{i}."
+        yield from _norm(
+            source, f"{theirs}self_attention/layer_norm", f"{ours}self_attn_layer_norm"
+        )
+        yield from _norm(source, f"{theirs}ffn/layer_norm", f"{ours}final_layer_norm")
+        for j, name in enumerate(("self_attn.out_proj", "fc1", "fc2")):
+            linear = ("self_attention/linear_1", "ffn/linear_0", "ffn/linear_1")[j]
+            yield f"{ours}{name}.weight", source[f"{theirs}{linear}/weight"]
+            yield f"{ours}{name}.bias", source[f"{theirs}{linear}/bias"]
+        weights = source[f"{theirs}self_attention/linear_0/weight"].chunk(3)
+        biases = source[f"{theirs}self_attention/linear_0/bias"].chunk(3)
+        for name, weight, bias in zip(("q_proj", "k_proj", "v_proj"), weights, biases, strict=True):
+            yield f"{ours}self_attn.{name}.weight", weight.contiguous()
+            if name != "k_proj":  # Whisper has no key bias; the converter stored zeros
+                yield f"{ours}self_attn.{name}.bias", bias.contiguous()
+
+
+def _norm(source: dict[str, Tensor], theirs: str, ours: str) -> Iterator[tuple[str, Tensor]]:
+    yield f"{ours}.weight", source[f"{theirs}/gamma"]
+    yield f"{ours}.bias", source[f"{theirs}/beta"]
+
+
+def tokenizer(gguf: Gguf) -> Tokenizer:
+    """Build the tokenizer from the GGUF's own vocabulary and merges, with our markers named."""
+    tokens = list(gguf.metadata["tokenizer.ggml.tokens"])
+    for token, token_id in tree.MARKERS.items():
+        tokens[token_id] = token
+    merges = [tuple(pair.split(" ")) for pair in gguf.metadata["tokenizer.ggml.merges"]]
+    built = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, merges))
+    built.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    built.decoder = decoders.ByteLevel()
+    control = [
+        t
+        for t, kind in zip(tokens, gguf.metadata["tokenizer.ggml.token_type"], strict=True)
+        if kind == 3
+    ]
+    built.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in control])
+    return built
+
+
+def fresh_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Initialise one tensor that nobody has trained yet; it depends on its name and the seed alone."""
+    if name.endswith("bias") or name.endswith((".alpha", ".beta")):
+        return torch.zeros(shape)
+    if len(shape) == 1:  # what is left are the scales of norms
+        return torch.ones(shape)
+    rng = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
+    fan_in = math.prod(shape[1:])
+    return torch.randn(shape, generator=rng) / math.sqrt(fan_in)
+
+
+def assemble(trained: Path, seed: int) -> dict[str, Tensor]:
+    """Return every tensor of the checkpoint: packaged, then trained ones over them, then fresh ones for the rest."""
+    tensors = dict(thinker_tensors(Gguf.open(smollm2_path())))
+    tensors |= audio_tensors(read_ctranslate2(whisper_path()))
+    tensors |= trained_tensors(trained)
+    markers = tensors.pop(MARKER_ROWS, None)
+    place_markers(tensors[f"{TEXT}embed_tokens.weight"], markers, seed)
+    with torch.device("meta"):
+        model = OmniModel(OmniConfig.from_json(tree.CONFIG), ImageSettings())
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    shapes.pop(LM_HEAD)  # tied to the embedding
+    fresh = sorted(shapes.keys() - tensors.keys())
+    if fresh:
+        parts = sorted({name.split(".")[0] + "." + name.split(".")[1] for name in fresh})
+        log.warning("untrained tensors=%d in %s", len(fresh), ", ".join(parts))
+    return tensors | {name: fresh_tensor(name, shapes[name], seed) for name in fresh}
+
+
+def write(folder: Path, trained: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Write the folder in the published layout; the weights last, so that a half-written folder never loads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(tree.CONFIG, indent=2) + "\n")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2]}) + "\n")
+    tokenizer(Gguf.open(smollm2_path())).save(str(folder / "tokenizer.json"))
+    shutil.copyfile(trained / "voices.safetensors", folder / "voices.safetensors")
+    part = folder / "model.safetensors.part"
+    # The codec decoder computes in float32; its weights are few.
+    dtypes = {name: torch.float32 if name.startswith("token2wav.") else dtype for name in tensors}
+    save_file({name: value.to(dtypes[name]).contiguous() for name, value in tensors.items()}, part)
+    part.rename(folder / "model.safetensors")
+
+
+def place_markers(embedding: Tensor, rows: Tensor | None, seed: int) -> None:
+    """Give our markers embeddings of their own, in place: the trained `rows`, or distinct random ones.
+
+    In the source these rows were never trained and are all the same vector. A little noise on it tells them apart,
+    and keeps them as unlikely an output as they were.
+    """
+    ids = list(tree.MARKERS.values())
+    if rows is None:
+        rng = torch.Generator().manual_seed(seed)
+        untrained = embedding[tree.UNTRAINED_ID]
+        noise = torch.randn(len(ids), embedding.shape[1], generator=rng)
+        rows = untrained + 0.25 * untrained.norm() * F.normalize(noise, dim=1)
+    embedding[ids] = rows
+
+
+def trained_tensors(folder: Path) -> dict[str, Tensor]:
+    """Return what was trained here, in float32."""
+    tensors: dict[str, Tensor] = {}
+    for path in sorted(set(folder.glob("*.safetensors")) - {folder / "voices.safetensors"}):
+        tensors |= {name: value.float() for name, value in load_file(path).items()}
+    return tensors
+
+
+def _tensor(array: Array) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--trained", type=Path, default=TRAINED)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    write(args.folder, args.trained, assemble(args.trained, args.seed), getattr(torch, args.dtype))
+    log.info("wrote %s", args.folder)
+
+
+if __name__ == "__main__":
+    main()

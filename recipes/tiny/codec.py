@@ -1,0 +1,229 @@
+"""Train the codec: mel to one code every 40 ms (25 per second), and a plain decoder back as its judge.
+
+The encoder is used in training only; at run time codes come from the Talker and become mel in the DiT.
+Three pressures shape a code:
+
+* one finite scalar quantiser of 1 000 entries: 250 bits per second leave no room for the voice, which the
+  decoder is told;
+* mel reconstruction, so that timing and intonation survive;
+* a CTC loss on phonemes read from the codes, so that codes follow what is said. A Talker that starts
+  from text can then predict them.
+
+    python -m recipes.tiny.codec --out ~/.cache/parley/tiny/codec
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recipes.tiny import loop
+from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech
+from recipes.tiny.mel import FLOOR, NUM_BINS
+from recipes.tiny.speech import ipa
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+LEVELS = (8, 5, 5, 5)
+NUM_CODES = 8 * 5 * 5 * 5
+REPEATS = 4  # mel frames per code
+SILENCE = float(np.log(FLOOR))
+MAX_FRAMES = 600
+CTC_WEIGHT = 0.1
+# Mel is roughly -6 ± 3; networks prefer it around zero.
+MEL_MEAN, MEL_STD = -6.0, 3.0
+# What is said, without stress, length and pauses: those are for the mel to teach.
+PHONEMES = "abdefhijklmnoprstuvwzæðŋɐɑɔəɚɛɜɡɪɹɾʃʊʌʒʔθᵻɬxβɲ"
+
+
+class Block(nn.Module):
+    """Residual pair of convolutions over time, [B, T, C] to the same."""
+
+    def __init__(self, width: int, kernel: int = 5) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.conv = nn.Conv1d(width, width, kernel, padding=kernel // 2)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(self.norm(x).transpose(1, 2)).transpose(1, 2)
+        return x + self.out(F.gelu(y))
+
+
+class Quantizer(nn.Module):
+    """Finite scalar quantisation: each of a few numbers is rounded to one of `levels` values."""
+
+    def __init__(self, levels: Sequence[int]) -> None:
+        super().__init__()
+        self.levels = tuple(levels)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return values in [-1, 1] with straight-through gradient [B, T, D], and code ids [B, T]."""
+        levels = torch.tensor(self.levels, device=x.device)
+        top = (levels - 1).to(x.dtype)
+        unit = x.sigmoid() * top  # 0 … levels - 1
+        digits = unit + (unit.round() - unit).detach()
+        place = torch.cat([levels.new_ones(1), levels[:-1]]).cumprod(0)
+        return digits * 2 / top - 1, (digits.round().long() * place).sum(-1)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """Return the values [..., D] that belong to code ids."""
+        digits, rest = [], codes
+        for level in self.levels:
+            digits.append((rest % level) * 2 / (level - 1) - 1)
+            rest = rest // level
+        return torch.stack(digits, -1)
+
+
+class Tokenizer(nn.Module):
+    """Encoder, quantiser, phoneme reader and plain decoder."""
+
+    def __init__(self, width: int = 192) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            Transposed(nn.Conv1d(NUM_BINS, width, 5, padding=2)),
+            Block(width),
+            Transposed(nn.Conv1d(width, width, 4, stride=2, padding=1)),
+            Block(width),
+            Transposed(nn.Conv1d(width, width, 4, stride=2, padding=1)),
+            *(Block(width) for _ in range(3)),
+            nn.LayerNorm(width),
+            nn.Linear(width, len(LEVELS)),
+        )
+        self.quantizer = Quantizer(LEVELS)
+        # Two phoneme slots per code: quick speech has more than one phoneme in 40 ms, and CTC wants blanks.
+        self.reader = nn.Sequential(
+            nn.Linear(len(LEVELS), width),
+            Block(width),
+            Block(width),
+            nn.Linear(width, 2 * (1 + len(PHONEMES))),
+        )
+        self.voice = nn.Embedding(len(VOICE_NAMES), width)
+        self.widen = nn.Linear(len(LEVELS), width)
+        self.coarse = nn.Sequential(*(Block(width) for _ in range(3)))
+        self.fine = nn.Sequential(
+            *(Block(width) for _ in range(3)), nn.LayerNorm(width), nn.Linear(width, NUM_BINS)
+        )
+
+    def encode(self, mel: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn mel [B, T, M], T a multiple of 4, into (values [B, T / 4, D], codes [B, T / 4])."""
+        values, codes = self.quantizer(self.encoder((mel - MEL_MEAN) / MEL_STD))
+        return values, codes
+
+    def decode(self, values: Tensor, voices: Tensor) -> Tensor:
+        """Turn values [B, N, D] and voice ids [B] into mel [B, 4 N, M]."""
+        x = self.coarse(self.widen(values) + self.voice(voices)[:, None])
+        return self.fine(x.repeat_interleave(REPEATS, 1)) * MEL_STD + MEL_MEAN
+
+    def read(self, values: Tensor) -> Tensor:
+        """Return log-probabilities of blank and phonemes, two per code, [B, 2 N, 1 + phonemes]."""
+        return self.reader(values).unflatten(2, (2, -1)).flatten(1, 2).log_softmax(-1)
+
+
+class Transposed(nn.Module):
+    """Run a channels-first layer on [B, T, C]."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x.transpose(1, 2)).transpose(1, 2)
+        return y
+
+
+class CodecStage:
+    shipped = ("tokenizer",)
+
+    def __init__(self, speech: Speech, *, batch: int, lr: float, device: str, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.speech, self.batch, self.lr, self.device = speech, batch, lr, device
+        self.tokenizer = Tokenizer().to(device)
+        self.parts: dict[str, nn.Module] = {"tokenizer": self.tokenizer}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "tokenizer": torch.optim.AdamW(self.tokenizer.parameters(), lr, betas=(0.9, 0.98))
+        }
+
+    def train_step(self, step: int, rng: np.random.Generator) -> dict[str, float]:
+        loss, figures = self._loss(self.speech.pick(rng, self.batch))
+        optimizer = self.optimizers["tokenizer"]
+        loop.warm_up(optimizer, step, self.lr)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.tokenizer.parameters(), 1.0)
+        optimizer.step()
+        return figures
+
+    def validate(self) -> dict[str, float]:
+        clips = self.speech.kept_out
+        batches = [clips[i : i + 10] for i in range(0, len(clips), 10)]
+        parts = [self._loss(batch)[1] for batch in batches]
+        figures = {name: float(np.mean([p[name] for p in parts])) for name in parts[0]}
+        return {"score": figures["mel"] + CTC_WEIGHT * figures["ctc"], **figures}
+
+    def _loss(self, clips: list[Clip]) -> tuple[Tensor, dict[str, float]]:
+        mel, frames = (x.to(self.device) for x in padded_mel(clips))
+        voices = torch.tensor([clip.voice for clip in clips], device=self.device)
+        values, codes = self.tokenizer.encode(mel)
+        made = self.tokenizer.decode(values, voices)
+        inside = torch.arange(mel.shape[1], device=self.device) < frames[:, None]
+        mel_loss = (made - mel).abs().mean(-1)[inside].mean()
+        targets = [phoneme_ids(clip.text) for clip in clips]
+        ctc = F.ctc_loss(
+            self.tokenizer.read(values).transpose(0, 1),
+            torch.cat(targets).to(self.device),
+            frames // 2,
+            torch.tensor([len(t) for t in targets]),
+            zero_infinity=True,
+        )
+        used = codes[inside[:, ::REPEATS]].unique().numel() / NUM_CODES
+        return mel_loss + CTC_WEIGHT * ctc, {
+            "mel": mel_loss.item(),
+            "ctc": ctc.item(),
+            "used": used,
+        }
+
+
+def padded_mel(clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
+    """Stack clips into mel [B, T, M], T whole codes, silence behind; and their frame counts [B]."""
+    mels = [clip.mel()[:MAX_FRAMES] for clip in clips]
+    frames = torch.tensor([len(mel) for mel in mels])
+    longest = -(-int(frames.max()) // REPEATS) * REPEATS
+    return torch.stack([F.pad(m, (0, 0, 0, longest - len(m)), value=SILENCE) for m in mels]), frames
+
+
+@functools.cache
+def phoneme_ids(text: str) -> Tensor:
+    """Return 1-based ids of the phonemes in `text`; 0 is the CTC blank."""
+    return torch.tensor([1 + PHONEMES.index(c) for c in ipa(text) if c in PHONEMES])
+
+
+def load(out: Path, *, best: bool = True) -> Tokenizer:
+    tokenizer = Tokenizer()
+    tokenizer.load_state_dict(loop.load_average(out, "tokenizer", best=best))
+    return tokenizer.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    loop.add_arguments(parser, steps=30_000, batch=8)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    stage = CodecStage(
+        Speech(args.data), batch=args.batch, lr=args.lr or 1e-3, device=args.device, seed=args.seed
+    )
+    loop.train(stage, args.out, loop.budget(args))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The assembled Thinker as trainings use it: plain modules with gradients through them, weights that stay put.
+
+The server's own loader lays weights out for inference kernels, which have no backward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file
+
+from model.config import OmniConfig
+from model.image import ImageSettings
+from model.thinker import Thinker
+from model.tokenizer import TextTokenizer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenThinker:
+    """The Thinker of a checkpoint folder, with its tokenizer and the whole configuration."""
+
+    thinker: Thinker
+    tokenizer: TextTokenizer
+    config: OmniConfig
+    device: str
+    dtype: torch.dtype
+
+    @classmethod
+    def load(cls, folder: Path, device: str, dtype: torch.dtype | None = None) -> FrozenThinker:
+        """Read an assembled folder; bfloat16 on a GPU and float32 on a CPU unless told."""
+        dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
+        config = OmniConfig.from_file(folder / "config.json")
+        with torch.device("meta"):
+            thinker = Thinker(config.thinker, ImageSettings()).to(dtype)
+        tensors = load_file(folder / "model.safetensors")
+        weights = {
+            k.removeprefix("thinker."): v for k, v in tensors.items() if k.startswith("thinker.")
+        }
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+        thinker.to_empty(device=device).load_state_dict(weights)
+        thinker.requires_grad_(False).eval().prepare()
+        return cls(thinker, TextTokenizer.from_folder(folder), config, device, dtype)
+
+    def embed(self, token_ids: list[int]) -> Tensor:
+        """Token ids to rows [N, H]."""
+        return self.thinker.embed(torch.tensor(token_ids, device=self.device))
+
+    def hidden(self, rows: Tensor) -> Tensor:
+        """Rows of text-only sequences [B, T, H], padded at the end, to hidden states after the final norm [B, T, H]."""
+        positions = torch.arange(rows.shape[1], device=rows.device).expand(3, len(rows), -1)
+        return self.thinker.model.whole(rows, positions)
+
+    def chat(self, system: str, question: str) -> list[int]:
+        """The frame of a chat up to the reply, as the running model writes it."""
+        start, end, encode = (
+            self.tokenizer.im_start_id,
+            self.tokenizer.im_end_id,
+            self.tokenizer.encode,
+        )
+        opening = [start, *encode(f"system\n{system}"), end, *encode("\n")] if system else []
+        return [
+            *opening,
+            start,
+            *encode(f"user\n{question}"),
+            end,
+            *encode("\n"),
+            start,
+            *encode("assistant\n"),
+        ]

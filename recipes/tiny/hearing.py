@@ -1,0 +1,238 @@
+"""Teach the Thinker to hear: fine-tune Whisper's encoder so that sound works like its transcript typed.
+
+Two losses, the language model frozen in both:
+
+* **CTC** of the rows against the transcript's tokens, the output layer being the Thinker's own embeddings of them.
+  A row thus lies where its word's embedding lies. Cheap: the language model does not run.
+* **Distillation** (`--distil-after`): with the audio in place of the transcript, the distribution over each token of
+  a reply must be what it is with the transcript. That makes spoken questions worth as much as typed ones.
+
+    python -m recipes.tiny.hearing --out ~/.cache/parley/tiny/hearing --checkpoint ~/.cache/parley/omni-tiny
+"""
+
+from __future__ import annotations
+
+import argparse
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.mel import LogMel
+from recipes.tiny import loop
+from recipes.tiny.callers import INPUT_RATE, Call, read_calls
+from recipes.tiny.dataset import to_wave
+from recipes.tiny.edits import edit_distance
+from recipes.tiny.frozen import FrozenThinker
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+COSINE_SCALE = 20.0
+ROW_STD = 0.13  # spread of the Thinker's own embeddings
+
+Sample = tuple[Call, "NDArray[np.int16]"]
+
+
+class Alignment(nn.Module):
+    """What training adds: the blank of CTC. Not shipped."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.blank = nn.Parameter(torch.randn(1, width))
+
+
+class HearingStage:
+    shipped = ("audio",)
+
+    def __init__(
+        self,
+        source: FrozenThinker,
+        train: list[Sample],
+        kept_out: list[Sample],
+        *,
+        batch: int,
+        lr: float,
+        distil_after: int,
+        seed: int,
+    ) -> None:
+        torch.manual_seed(seed)
+        self.source, self.thinker = source, source.thinker
+        self.train, self.kept_out = train, kept_out
+        self.batch, self.lr, self.distil_after = batch, lr, distil_after
+        self.workers = ThreadPoolExecutor(1 if source.device == "cpu" else 8)
+        self.log_mel = LogMel(
+            self.thinker.config.audio.num_mel_bins, self.thinker.config.audio.block_frames
+        )
+        self.encoder = self.thinker.audio_tower.float().requires_grad_(True)
+        self.encoder.prepare()  # its constants follow the new dtype
+        nn.init.normal_(self.encoder.proj.weight, std=ROW_STD * self.encoder.proj.in_features**-0.5)
+        self.alignment = Alignment(self.thinker.config.decoder.hidden_size).to(source.device)
+        # CTC runs over the tokens that occur, not over all 49 152.
+        self.words = sorted(
+            {t for call, _ in (*train, *kept_out) for t in source.tokenizer.encode(call.question)}
+        )
+        self.place = {token: i + 1 for i, token in enumerate(self.words)}
+        table = self.thinker.model.embed_tokens.weight.detach()[self.words].float()
+        self.targets = F.normalize(table - table.mean(0), dim=1)
+        self.parts: dict[str, nn.Module] = {"audio": self.encoder, "alignment": self.alignment}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "all": torch.optim.AdamW(
+                [*self.encoder.parameters(), *self.alignment.parameters()], lr, betas=(0.9, 0.98)
+            )
+        }
+
+    def train_step(self, step: int, rng: np.random.Generator) -> dict[str, float]:
+        chosen = [self.train[i] for i in rng.choice(len(self.train), self.batch)]
+        rngs = rng.spawn(
+            self.batch
+        )  # one each, so that the order in which threads finish changes nothing
+        waves = list(self.workers.map(augment, (to_wave(pcm) for _, pcm in chosen), rngs))
+        loss, figures = self._loss(
+            [call for call, _ in chosen], waves, distil=step >= self.distil_after
+        )
+        loop.warm_up(self.optimizers["all"], step, self.lr, 300)
+        self.optimizers["all"].zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_([*self.encoder.parameters(), *self.alignment.parameters()], 1.0)
+        self.optimizers["all"].step()
+        return figures
+
+    def validate(self) -> dict[str, float]:
+        """Losses, and token errors of greedy CTC, on kept-out voices."""
+        parts = []
+        for i in range(0, min(len(self.kept_out), 200), 20):
+            calls = [call for call, _ in self.kept_out[i : i + 20]]
+            waves = [to_wave(pcm) for _, pcm in self.kept_out[i : i + 20]]
+            parts.append(self._loss(calls, waves, distil=True)[1])
+        figures = {name: float(np.mean([p[name] for p in parts])) for name in parts[0]}
+        return {"score": figures["distil"] + 0.1 * figures["ctc"], **figures}
+
+    def _loss(
+        self, calls: list[Call], waves: list[Tensor], *, distil: bool
+    ) -> tuple[Tensor, dict[str, float]]:
+        rows = self.rows(waves)
+        tokens = [self.source.tokenizer.encode(call.question) for call in calls]
+        loss, wrong = self._ctc(rows, tokens)
+        figures = {"ctc": loss.item(), "wrong_tokens": wrong}
+        if distil:
+            kl = self._distil(calls, rows, tokens)
+            loss = kl + 0.3 * loss
+            figures["distil"] = kl.item()
+        return loss, figures
+
+    def rows(self, waves: list[Tensor]) -> list[Tensor]:
+        """Encode whole clips; blocks of all of them go through the encoder together."""
+        block = self.log_mel.block_samples // 160
+        mels = self.workers.map(lambda wave: self.log_mel(wave[None])[0], waves)
+        blocks = [mel.to(self.source.device).split(block) for mel in mels]
+        encoded = self.encoder.encode_blocks([b for clip in blocks for b in clip])
+        counts = [len(clip) for clip in blocks]
+        starts = np.cumsum([0, *counts])
+        return [torch.cat(encoded[a : a + n]) for a, n in zip(starts, counts, strict=False)]
+
+    def _ctc(self, rows: list[Tensor], tokens: list[list[int]]) -> tuple[Tensor, float]:
+        outputs = torch.cat([F.normalize(self.alignment.blank, dim=1), self.targets])
+        lengths = torch.tensor([len(r) for r in rows])
+        padded = nn.utils.rnn.pad_sequence(
+            [F.normalize(r.float(), dim=1) for r in rows]
+        )  # [T, B, H]
+        log_probs = (COSINE_SCALE * padded @ outputs.T).log_softmax(-1)
+        wanted = [torch.tensor([self.place[t] for t in ids]) for ids in tokens]
+        loss = F.ctc_loss(
+            log_probs,
+            torch.cat(wanted).to(padded.device),
+            lengths,
+            torch.tensor([len(w) for w in wanted]),
+            zero_infinity=True,
+        )
+        best = log_probs.argmax(-1).T.cpu()
+        pairs = zip(best, lengths.tolist(), wanted, strict=True)
+        errors = sum(edit_distance(collapse(b[:n].tolist()), w.tolist()) for b, n, w in pairs)
+        return loss, errors / sum(len(w) for w in wanted)
+
+    def _distil(self, calls: list[Call], rows: list[Tensor], tokens: list[list[int]]) -> Tensor:
+        """KL from the reply's distribution given the transcript to that given the sound, mean over reply tokens."""
+        encode, config, embed = self.source.tokenizer.encode, self.thinker.config, self.source.embed
+        start, end = self.source.tokenizer.im_start_id, self.source.tokenizer.im_end_id
+        opening = [start, *encode("user\n")]
+        closing = [end, *encode("\n"), start, *encode("assistant\n")]
+        replies = [encode(call.reply) for call in calls]
+        before = embed([*opening, config.audio_start_token_id])
+        heard, typed = [], []
+        for clip, said, reply in zip(rows, tokens, replies, strict=True):
+            after = embed([config.audio_end_token_id, *closing, *reply])
+            heard.append(torch.cat([before, clip.to(self.source.dtype), after]))
+            typed.append(embed([*opening, *said, *closing, *reply]))
+        counts = [len(reply) + 1 for reply in replies]  # the last one predicts the end of the turn
+        with torch.no_grad():
+            wanted = self._reply_logits(typed, counts).log_softmax(-1)
+        given = self._reply_logits(heard, counts).log_softmax(-1)
+        return F.kl_div(given, wanted, reduction="batchmean", log_target=True)
+
+    def _reply_logits(self, sequences: list[Tensor], counts: list[int]) -> Tensor:
+        """Logits at the last `counts` rows of each sequence, one below the other."""
+        hidden = self.source.hidden(nn.utils.rnn.pad_sequence(sequences, batch_first=True))
+        last = [h[len(s) - n : len(s)] for h, s, n in zip(hidden, sequences, counts, strict=True)]
+        return self.thinker.logits(torch.cat(last))
+
+
+def augment(wave: Tensor, rng: np.random.Generator) -> Tensor:
+    """A room, a microphone and background noise, each now and then."""
+    if rng.random() < 0.4:  # exponentially decaying noise is a plain but serviceable room
+        seconds = rng.uniform(0.05, 0.4)
+        decay = np.exp(-6.9 * np.arange(int(INPUT_RATE * seconds)) / (INPUT_RATE * seconds))
+        room = rng.standard_normal(len(decay)) * decay * rng.uniform(0.02, 0.15)
+        room[0] = 1.0
+        size = 1 << (len(wave) + len(room)).bit_length()
+        wet = np.fft.irfft(np.fft.rfft(wave.numpy(), size) * np.fft.rfft(room, size))[: len(wave)]
+        wave = torch.from_numpy(wet.astype(np.float32))
+    if rng.random() < 0.6:
+        colour = rng.uniform(0, 1)  # white to brown
+        spectrum = np.fft.rfft(rng.standard_normal(len(wave)))
+        noise = np.fft.irfft(
+            spectrum / np.maximum(1, np.arange(len(spectrum))) ** colour, len(wave)
+        )
+        gain = (
+            10 ** (-rng.uniform(5, 40) / 20)
+            * float(wave.square().mean().sqrt())
+            / max(noise.std(), 1e-9)
+        )
+        wave = wave + torch.from_numpy((noise * gain).astype(np.float32))
+    return (wave * float(rng.uniform(0.3, 1.5))).clamp(-1, 1)
+
+
+def collapse(path: list[int]) -> list[int]:
+    """Drop repeats, then blanks."""
+    return [x for i, x in enumerate(path) if x and (i == 0 or x != path[i - 1])]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    loop.add_arguments(parser, steps=60_000, batch=8)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="the assembled checkpoint")
+    parser.add_argument("--distil-after", type=int, default=4_000)
+    parser.set_defaults(data=Path("~/.cache/parley/tiny/callers").expanduser())
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    source = FrozenThinker.load(args.checkpoint, args.device)
+    stage = HearingStage(
+        source,
+        read_calls(args.data, "callers"),
+        read_calls(args.data, "kept-out"),
+        batch=args.batch,
+        lr=args.lr or 3e-4,
+        distil_after=args.distil_after,
+        seed=args.seed,
+    )
+    loop.train(stage, args.out, loop.budget(args))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""The training loop all stages share: seeded, resumable, logged, and stopped by a rule (or Ctrl-C, which saves).
+
+A stage owns its networks, optimisers and data, and knows one step. Randomness of step s comes
+from `(seed, s)` alone, so a run that was stopped and resumed draws the same batches as one that was not.
+
+    <out>/state.pt      everything needed to go on
+    <out>/best.pt       averaged weights with the best validation score
+    <out>/log.jsonl     one line per report
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    import argparse
+
+log = logging.getLogger("train")
+
+EMA_DECAY = 0.999
+
+
+class Stage(Protocol):
+    """What one recipe brings: `parts` are trained, `shipped` names those whose averaged weights are kept."""
+
+    parts: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+    shipped: tuple[str, ...]
+
+    def train_step(self, step: int, rng: np.random.Generator) -> dict[str, float]:
+        """Make one optimiser step; return figures to report."""
+
+    def validate(self) -> dict[str, float]:
+        """Measure on kept-out data; `score` (lower is better) chooses the best weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """When to report, save and stop; whichever limit comes first."""
+
+    steps: int
+    minutes: float
+    patience: int  # validations in a row without a better score
+    report_every: int = 50
+    validate_every: int = 500
+    seed: int = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, steps: int, batch: int) -> None:
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of this run; run again to resume"
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("~/.cache/parley/tiny/speech").expanduser()
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--minutes", type=float, default=1e9)
+    parser.add_argument("--patience", type=int, default=20)
+    parser.add_argument("--validate-every", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=1)
+
+
+def budget(args: argparse.Namespace) -> Budget:
+    return Budget(
+        args.steps, args.minutes, args.patience, validate_every=args.validate_every, seed=args.seed
+    )
+
+
+def train(stage: Stage, out: Path, limits: Budget) -> None:
+    """Run `stage` until a limit is reached, resuming from `out` if it holds a state."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    out.mkdir(parents=True, exist_ok=True)
+    progress: dict[str, Any] = {"step": 0, "best": float("inf"), "stale": 0}
+    averages = {
+        name: {k: v.clone() for k, v in stage.parts[name].state_dict().items()}
+        for name in stage.shipped
+    }
+    if (out / "state.pt").exists():
+        progress, averages = _load(stage, out / "state.pt")
+        log.info("resumed step=%d best=%.4f", progress["step"], progress["best"])
+    asked_to_stop: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: asked_to_stop.append(received))
+    began, sums, count = time.monotonic(), dict[str, float](), 0
+    while progress["step"] < limits.steps and progress["stale"] < limits.patience:
+        step = progress["step"]
+        figures = stage.train_step(step, np.random.default_rng((limits.seed, step)))
+        _average(stage, averages, step)
+        for name, value in figures.items():
+            sums[name] = sums.get(name, 0.0) + value
+        progress["step"], count = step + 1, count + 1
+        if progress["step"] % limits.report_every == 0:
+            _report(
+                out,
+                progress["step"],
+                {k: v / count for k, v in sums.items()},
+                time.monotonic() - began,
+            )
+            sums, count = {}, 0
+        spent = (time.monotonic() - began) / 60 > limits.minutes
+        if (
+            progress["step"] % limits.validate_every == 0
+            or progress["step"] == limits.steps
+            or spent
+        ):
+            _validate(stage, out, progress, averages)
+            _save(stage, out / "state.pt", progress, averages)
+        if spent:
+            break
+    log.info("stopped step=%d best=%.4f", progress["step"], progress["best"])
+
+
+def load_average(out: Path, part: str, *, best: bool = True) -> dict[str, torch.Tensor]:
+    """Return the averaged weights of a shipped part: the best ones, or the newest."""
+    if best:
+        weights: dict[str, torch.Tensor] = torch.load(out / "best.pt", map_location="cpu")[part]
+        return weights
+    newest: dict[str, torch.Tensor] = torch.load(out / "state.pt", map_location="cpu")["averages"][
+        part
+    ]
+    return newest
+
+
+def warm_up(
+    optimizer: torch.optim.Optimizer, step: int, lr: float, warmup_steps: int = 200
+) -> None:
+    """Set the rate for this step: a linear start, constant after."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * min(1.0, (step + 1) / warmup_steps)
+
+
+def _average(stage: Stage, averages: dict[str, dict[str, torch.Tensor]], step: int) -> None:
+    # A short memory at first, or the random start would linger for thousands of steps.
+    decay = min(EMA_DECAY, (1 + step) / (10 + step))
+    with torch.no_grad():
+        for name, average in averages.items():
+            for key, value in stage.parts[name].state_dict().items():
+                if value.is_floating_point():
+                    average[key].lerp_(value, 1 - decay)
+                else:
+                    average[key].copy_(value)
+
+
+def _validate(stage: Stage, out: Path, progress: dict[str, Any], averages: dict[str, Any]) -> None:
+    """Validate the averaged weights, then put the trained ones back."""
+    trained = {
+        name: {k: v.clone() for k, v in stage.parts[name].state_dict().items()} for name in averages
+    }
+    for name, weights in averages.items():
+        stage.parts[name].load_state_dict(weights)
+        stage.parts[name].eval()
+    with torch.no_grad():
+        figures = stage.validate()
+    if figures["score"] < progress["best"]:
+        progress["best"], progress["stale"] = figures["score"], 0
+        torch.save(averages, out / "best.pt")
+    else:
+        progress["stale"] += 1
+    for name, weights in trained.items():
+        stage.parts[name].load_state_dict(weights)
+        stage.parts[name].train()
+    _report(out, progress["step"], {f"valid_{k}": v for k, v in figures.items()}, 0.0)
+
+
+def _report(out: Path, step: int, figures: dict[str, float], seconds: float) -> None:
+    line = {
+        "step": step,
+        **{k: round(v, 5) for k, v in figures.items()},
+        "seconds": round(seconds, 1),
+    }
+    with (out / "log.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    log.info(" ".join(f"{k}={v:g}" for k, v in line.items()))
+
+
+def _save(stage: Stage, path: Path, progress: dict[str, Any], averages: dict[str, Any]) -> None:
+    state = {
+        "progress": progress,
+        "averages": averages,
+        "parts": {k: v.state_dict() for k, v in stage.parts.items()},
+        "optimizers": {k: v.state_dict() for k, v in stage.optimizers.items()},
+    }
+    torch.save(state, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").rename(path)
+
+
+def _load(stage: Stage, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    device = next(next(iter(stage.parts.values())).parameters()).device
+    state = torch.load(path, map_location=device)
+    for name, weights in state["parts"].items():
+        stage.parts[name].load_state_dict(weights)
+    for name, optimizer in stage.optimizers.items():
+        if name in state["optimizers"]:
+            optimizer.load_state_dict(state["optimizers"][name])
+    return state["progress"], state["averages"]

@@ -1,0 +1,76 @@
+"""Collect the best weights of the runs into `model/tiny/`: what the repository carries of the checkpoint.
+
+    python -m recipes.tiny.ship vocoder dit voices --runs ~/.cache/parley/tiny
+
+float16 holds three bits more than bfloat16, and trained weights stay far inside its range.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.codec.voice import save_voices
+from recipes.tiny import dit, loop
+from recipes.tiny.assemble import TRAINED
+from recipes.tiny.dataset import Speech
+
+# Run folder: the part of it that ships, and its published prefix.
+SHIPPED = {
+    "vocoder": ("vocoder", "token2wav.code2wav_bigvgan_model."),
+    "dit": ("dit", "token2wav.code2wav_dit_model."),
+    "talker": ("talker", "talker."),
+    "hearing": ("audio", "thinker.audio_tower."),
+}
+
+log = logging.getLogger("ship")
+
+
+def shipped(run: Path, part: str, prefix: str) -> dict[str, Tensor]:
+    """Return a part's best averaged weights under published names, in float16.
+
+    Raises:
+        ValueError: a weight does not fit float16.
+    """
+    tensors = {prefix + k: v.to(torch.float16) for k, v in loop.load_average(run, part).items()}
+    broken = [name for name, value in tensors.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"{run}: {broken[:3]} do not fit float16")
+    return tensors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("what", nargs="+", choices=(*SHIPPED, "voices"))
+    parser.add_argument("--runs", type=Path, default=Path("~/.cache/parley/tiny").expanduser())
+    parser.add_argument("--to", type=Path, default=TRAINED)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args.to.mkdir(parents=True, exist_ok=True)
+    for what in args.what:
+        if what == "voices":
+            voices = dit.make_voices(Speech(args.runs / "speech"))
+            # The first is the default voice: Chelsie, as in the published checkpoints.
+            save_voices(
+                args.to / "voices.safetensors", sorted(voices, key=lambda voice: voice.name)
+            )
+            continue
+        tensors = shipped(args.runs / what, *SHIPPED[what])
+        save_file(tensors, args.to / f"{what}.safetensors")
+        log.info(
+            "%s: %d tensors, %.1f MB",
+            what,
+            len(tensors),
+            2e-6 * sum(v.numel() for v in tensors.values()),
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The sizes and special ids of omni-tiny, as the `config.json` it ships with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recipes.tiny.codec import NUM_CODES, REPEATS
+
+# SmolLM2 has fourteen control tokens for code files that chat never uses; twelve become ours.
+MARKERS = {
+    "<|AUDIO|>": 3,
+    "<|audio_bos|>": 4,
+    "<|audio_eos|>": 5,
+    "<|vision_bos|>": 6,
+    "<|vision_eos|>": 7,
+    "<|IMAGE|>": 8,
+    "<|VIDEO|>": 9,
+    "<tts_pad>": 10,
+    "<tts_text_bos>": 11,
+    "<tts_text_eos>": 12,
+    "<|voice_chelsie|>": 13,
+    "<|voice_ethan|>": 14,
+}
+UNTRAINED_ID = 15  # stays as it was in the source
+VOICES = {"Chelsie": ("gongitsune", 13), "Ethan": ("joe", 14)}
+
+SYSTEM_PROMPT = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
+HIDDEN = 576
+VOCABULARY = 49_152
+# Codec ids follow the codes themselves, in the published order.
+CODEC_PAD, CODEC_BOS, CODEC_EOS, CODEC_MASK = (NUM_CODES + i for i in range(4))
+
+TEXT: dict[str, Any] = {
+    "model_type": "qwen2_5_omni_text",
+    "hidden_size": HIDDEN,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 100_000.0,
+    "rope_scaling": {"mrope_section": [12, 10, 10], "rope_type": "default", "type": "default"},
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+}
+AUDIO: dict[str, Any] = {
+    "model_type": "qwen2_5_omni_audio_encoder",
+    "num_mel_bins": 80,
+    "encoder_layers": 4,
+    "encoder_attention_heads": 6,
+    "encoder_ffn_dim": 1536,
+    "d_model": 384,
+    "max_source_positions": 1500,
+    "n_window": 100,
+    "output_dim": HIDDEN,
+}
+VISION: dict[str, Any] = {
+    "model_type": "qwen2_5_omni_vision_encoder",
+    "depth": 6,
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_heads": 3,
+    "in_channels": 3,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "window_size": 112,
+    "out_hidden_size": HIDDEN,
+    "fullatt_block_indexes": [2, 5],
+}
+TALKER: dict[str, Any] = {
+    "model_type": "qwen2_5_omni_talker",
+    "embedding_size": HIDDEN,
+    "hidden_size": 384,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "vocab_size": 1024,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 100_000.0,
+    "rope_scaling": {"mrope_section": [12, 10, 10], "rope_type": "default", "type": "default"},
+    "tts_text_pad_token_id": MARKERS["<tts_pad>"],
+    "tts_text_start_token_id": MARKERS["<tts_text_bos>"],
+    "tts_text_end_token_id": MARKERS["<tts_text_eos>"],
+    "tts_codec_pad_token_id": CODEC_PAD,
+    "tts_codec_start_token_id": CODEC_BOS,
+    "tts_codec_end_token_id": CODEC_EOS,
+    "tts_codec_mask_token_id": CODEC_MASK,
+    "audio_token_index": MARKERS["<|AUDIO|>"],
+    "image_token_index": MARKERS["<|IMAGE|>"],
+    "video_token_index": MARKERS["<|VIDEO|>"],
+    "vision_start_token_id": MARKERS["<|vision_bos|>"],
+    "position_id_per_seconds": 25,
+    "seconds_per_chunk": 2,
+}
+DIT: dict[str, Any] = {
+    "model_type": "qwen2_5_omni_dit",
+    "hidden_size": 256,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "head_dim": 64,
+    "ff_mult": 2,
+    "emb_dim": 192,
+    "block_size": 24,
+    "look_ahead_layers": [3],
+    "look_backward_layers": [0, 6],
+    "repeats": REPEATS,
+    "num_embeds": NUM_CODES - 1,  # the table has one row more than this field says
+    "mel_dim": 80,
+    "enc_emb_dim": 64,
+    "enc_dim": 64,
+    "enc_channels": [64, 64, 64, 64, 192],
+    "enc_kernel_sizes": [5, 3, 3, 3, 1],
+    "enc_dilations": [1, 2, 3, 4, 1],
+    "enc_attention_channels": 32,
+    "enc_res2net_scale": 2,
+    "enc_se_channels": 32,
+}
+BIGVGAN: dict[str, Any] = {
+    "model_type": "qwen2_5_omni_bigvgan",
+    "mel_dim": 80,
+    "upsample_initial_channel": 256,
+    "resblock_kernel_sizes": [7],
+    "resblock_dilation_sizes": [[1, 3, 5]],
+    "upsample_rates": [5, 3, 2, 2, 2, 2],
+    "upsample_kernel_sizes": [11, 7, 4, 4, 4, 4],
+}
+CONFIG: dict[str, Any] = {
+    "model_type": "qwen2_5_omni",
+    "architectures": ["Qwen2_5OmniModel"],
+    "enable_audio_output": True,
+    "enable_talker": True,
+    "thinker_config": {
+        "model_type": "qwen2_5_omni_thinker",
+        "audio_config": AUDIO,
+        "vision_config": VISION,
+        "text_config": TEXT,
+        "audio_token_index": MARKERS["<|AUDIO|>"],
+        "image_token_index": MARKERS["<|IMAGE|>"],
+        "video_token_index": MARKERS["<|VIDEO|>"],
+        "audio_start_token_id": MARKERS["<|audio_bos|>"],
+        "audio_end_token_id": MARKERS["<|audio_eos|>"],
+        "vision_start_token_id": MARKERS["<|vision_bos|>"],
+        "vision_end_token_id": MARKERS["<|vision_eos|>"],
+        "position_id_per_seconds": 25,
+        "seconds_per_chunk": 2,
+        "pad_token_id": 2,
+        "tie_word_embeddings": True,
+    },
+    "talker_config": TALKER,
+    "token2wav_config": {
+        "model_type": "qwen2_5_omni_token2wav",
+        "dit_config": DIT,
+        "bigvgan_config": BIGVGAN,
+    },
+}
