@@ -15,6 +15,7 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAu
 
 from model.audio_encoder import AudioEncoder
 from model.config import AudioConfig
+from model.cpu_linear import prepack
 from model.mel import LogMel
 
 Pair = tuple[Callable[[], object], Callable[[], object]]
@@ -41,6 +42,7 @@ def _encoders(
     ours = AudioEncoder(config).to(dtype)
     ours.load_state_dict(reference.state_dict())
     ours.prepare()
+    prepack(ours)  # as loading does
     return ours, reference
 
 

@@ -19,6 +19,7 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniVi
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from model.config import VisionConfig
+from model.cpu_linear import prepack
 from model.image import Grid, image_patches, normalize
 from model.vision_encoder import VisionEncoder
 
@@ -60,6 +61,7 @@ def encoder(
     with torch.device("meta"):
         ours = VisionEncoder(VisionConfig(**sizes))  # type: ignore[arg-type]
     ours.load_state_dict(reference.state_dict(), assign=True)
+    prepack(ours)  # as loading does
     grids = [Grid(h, w) for t, h, w in clips for _ in range(t)]
     patches = torch.randn(sum(grid.num_patches for grid in grids), 1176)
     return partial(ours, patches, grids), partial(reference, patches, torch.tensor(clips))
