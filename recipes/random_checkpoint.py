@@ -145,8 +145,8 @@ def write(folder: Path, tree: dict[str, Any], seed: int, dtype: torch.dtype) -> 
             Voice(
                 name=name,
                 bos_token=bos,
-                cond=torch.randn(1, dit.enc_emb_dim, generator=generator),
-                ref_mel=torch.randn(1, 150, dit.mel_dim, generator=generator),
+                cond=torch.randn(dit.enc_emb_dim, generator=generator),
+                ref_mel=torch.randn(150, dit.mel_dim, generator=generator),
             )
             for name, bos in (("Chelsie", 151872), ("Ethan", 151870))
         ],
