@@ -13,15 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
-
-from model.cpu_linear import Int8Linear
-from model.layers import PackedLinear
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
+
+    import torch
+    from torch import Tensor, nn
 
 WeightFormat = Literal["plain", "int8"]
 FILES = ("*.json", "*.safetensors", "spk_dict.pt", "merges.txt", "*.txt")
@@ -176,37 +174,43 @@ def fill(
     files: TensorFiles,
     device: torch.device,
     *,
-    int8_prefixes: tuple[str, ...] = (),
+    arrange: Callable[[str, nn.Module], nn.Module] = lambda name, leaf: leaf,
     progress: Callable[[LoadProgress], None] | None = None,
 ) -> None:
     """Materialise `model` (built on the meta device, in its target dtypes) on `device` and load its weights.
 
     Args:
-        model: names of its state dict are those of the checkpoint.
+        model: names of its state dict are those of the checkpoint. Modules of which the checkpoint has nothing stay
+            on the meta device.
         files: checked against the model already.
         device: where the weights go.
-        int8_prefixes: linear layers below these module names are quantised as soon as they are loaded.
+        arrange: what to put in the place of a loaded module, given its name; what it replaces is freed at once.
         progress: called after each tensor.
     """
     sizes = {n: _num_bytes(t) for n, t in model.state_dict().items() if n in files.files_by_tensor}
     total, done = sum(sizes.values()), 0
-    for name, leaf in list(_leaves(model)):
+    for name in _leaf_names(model):
+        leaf = model.get_submodule(name)
+        if sizes.keys().isdisjoint(leaf.state_dict(prefix=f"{name}.")):
+            continue
         leaf.to_empty(device=device, recurse=False)
         for tensor_name, view in leaf.state_dict(prefix=f"{name}.").items():
-            if tensor_name in sizes:
-                view.copy_(files.read(tensor_name))
-                done += sizes[tensor_name]
-                if progress:
-                    progress(LoadProgress(done, total, tensor_name))
-        if name.startswith(int8_prefixes) and isinstance(leaf, nn.Linear | PackedLinear):
-            model.set_submodule(name, Int8Linear(leaf))
+            view.copy_(files.read(tensor_name))
+            done += sizes[tensor_name]
+            if progress:
+                progress(LoadProgress(done, total, tensor_name))
+        arranged = arrange(name, leaf)
+        if arranged is not leaf:
+            model.set_submodule(name, arranged)
 
 
-def _leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that own parameters themselves."""
-    for name, module in model.named_modules():
-        if next(module.parameters(recurse=False), None) is not None:
-            yield name, module
+def _leaf_names(model: nn.Module) -> list[str]:
+    """Modules that own parameters themselves. Names, because a list of modules would keep replaced ones alive."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    ]
 
 
 def _num_bytes(tensor: Tensor) -> int:

@@ -78,20 +78,32 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: AnyLinear) -> None:
         super().__init__()
-        weight = linear.weight.detach().float()
-        scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
-        quantised = (weight / scale[:, None]).round_().to(torch.int8)
+        weight = linear.weight.detach()
+        quantised, scale = quantise(weight)
         self._bias = None if linear.bias is None else linear.bias.detach()
         self._kernel: Kernel = (
             _FbgemmKernel(quantised, scale)
             if _has_fbgemm(weight.device)
-            else _ConvertingKernel(quantised, scale.to(linear.weight.dtype))
+            else _ConvertingKernel(quantised, scale.to(weight.dtype))
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in] to [N, out] in the dtype of `x`."""
         y = self._kernel(x)
         return y if self._bias is None else y.add_(self._bias)
+
+
+def quantise(weight: Tensor, rows_at_once: int = 4096) -> tuple[Tensor, Tensor]:
+    """Weights [out, in] as int8 and one float32 scale per row [out], a few rows at a time to save memory."""
+    quantised = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scales = []
+    for source, target in zip(
+        torch.split(weight, rows_at_once), torch.split(quantised, rows_at_once), strict=True
+    ):
+        rows = source.float()
+        scales.append(rows.abs().amax(dim=1).clamp_(min=1e-12) / 127)
+        target.copy_((rows / scales[-1][:, None]).round_())
+    return quantised, torch.cat(scales)
 
 
 class Kernel(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,8 +22,9 @@ from model.checkpoint import (
 from model.codec.decoder import CodecDecoder
 from model.codec.voice import Voice, load_voices
 from model.config import OmniConfig
-from model.cpu_linear import Int8Linear, prepack
+from model.cpu_linear import Int8Linear, PrepackedLinear, suits_onednn
 from model.image import ImageSettings
+from model.layers import PackedLinear
 from model.talker import Talker
 from model.thinker import Thinker
 from model.tokenizer import TextTokenizer
@@ -168,27 +170,27 @@ def _fill(
     model.thinker.to(dtype)
     if model.talker:
         model.talker.to(dtype)
+    arrange = partial(_arrange, as_int8=weights == "int8")
     with TensorFiles.open(folder) as files:
         if not model.config.has_speech:
             files.drop("talker.", "token2wav.")
-        is_tied = LM_HEAD not in files.files_by_tensor
         check_tensors(model, files, optional=(LM_HEAD,))
-        names = tuple(n for n in DECODE_BOUND if not (is_tied and LM_HEAD.startswith(n)))
-        quantised = names if weights == "int8" else ()
-        fill(model, files, device, int8_prefixes=quantised, progress=progress)
-    if is_tied:
-        _tie_lm_head(model.thinker, as_int8=weights == "int8")
+        fill(model, files, device, arrange=arrange, progress=progress)
+        if LM_HEAD not in files.files_by_tensor:
+            head = model.thinker.lm_head
+            head.weight = model.thinker.model.embed_tokens.weight
+            model.thinker.set_submodule("lm_head", arrange("thinker.lm_head", head))
     model.requires_grad_(False).eval()
     model.prepare()
-    # The codec decoder arranges its own weights when it is prepared.
-    for part in filter(None, (model.thinker, model.talker)):
-        prepack(part)
 
 
-def _tie_lm_head(thinker: Thinker, *, as_int8: bool) -> None:
-    thinker.lm_head.weight = thinker.model.embed_tokens.weight
-    if as_int8:
-        thinker.set_submodule("lm_head", Int8Linear(thinker.lm_head))
+def _arrange(name: str, leaf: nn.Module, *, as_int8: bool) -> nn.Module:
+    """The form a linear layer runs in. The codec decoder sees to its own when it is prepared."""
+    if not isinstance(leaf, nn.Linear | PackedLinear) or name.startswith("token2wav."):
+        return leaf
+    if as_int8 and name.startswith(DECODE_BOUND):
+        return Int8Linear(leaf)
+    return PrepackedLinear(leaf) if suits_onednn(leaf.weight) else leaf
 
 
 def _load_voices(folder: Path, config: OmniConfig) -> dict[str, Voice]:
