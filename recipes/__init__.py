@@ -1,0 +1,1 @@
+"""How checkpoints come to be; imported by nothing."""

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.codec.block_attention import Geometry, Rotary, attend, attention_runs
-from model.codec.packed import packed_linear
 from model.codec.speaker_encoder import SpeakerEncoder
+from model.cpu_linear import packed_linear
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

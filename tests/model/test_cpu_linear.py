@@ -10,16 +10,16 @@ from model.cpu_linear import Int8Linear, PrepackedLinear, _ConvertingKernel, pre
 from model.layers import PackedLinear
 
 
-def rows(count: int, size: int = 96, seed: int = 0) -> Tensor:
+def rows(count: int, size: int = 128, seed: int = 0) -> Tensor:
     return torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
 
 
 def linear(*, bias: bool = True, packed: bool = False) -> nn.Linear | PackedLinear:
     torch.manual_seed(1)
     if packed:
-        layer = PackedLinear(96, {"q_proj": 64, "k_proj": 32}, bias=bias)
+        layer = PackedLinear(128, {"q_proj": 96, "k_proj": 32}, bias=bias)
     else:
-        layer = nn.Linear(96, 64, bias=bias)
+        layer = nn.Linear(128, 128, bias=bias)
     return layer.requires_grad_(False)
 
 
@@ -32,7 +32,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_prepacked_layer_gives_the_same_product(count: int, bias: bool, packed: bool) -> None:
     layer, x = linear(bias=bias, packed=packed), rows(count)
-    # float32; another kernel sums 96 products in another order
+    # float32; another kernel sums 128 products in another order
     torch.testing.assert_close(PrepackedLinear(layer)(x), layer(x), atol=2e-6, rtol=1e-5)
 
 
@@ -66,8 +66,8 @@ def test_a_loud_row_takes_no_precision_from_a_quiet_one() -> None:
 
 
 def test_a_silent_row_stays_silent() -> None:
-    y = Int8Linear(linear(bias=False))(torch.zeros(2, 96))
-    assert torch.equal(y, torch.zeros(2, 64))
+    y = Int8Linear(linear(bias=False))(torch.zeros(2, 128))
+    assert torch.equal(y, torch.zeros(2, 128))
 
 
 def test_quantising_leaves_the_process_as_it_was() -> None:
@@ -76,8 +76,9 @@ def test_quantising_leaves_the_process_as_it_was() -> None:
     assert torch.backends.quantized.engine == before
 
 
-def test_prepack_replaces_every_linear_layer_and_nothing_else() -> None:
-    model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Sequential(nn.Linear(8, 4).half()))
+def test_prepack_replaces_the_layers_that_gain_and_nothing_else() -> None:
+    wide, half = nn.Linear(128, 128), nn.Linear(128, 128).half()
+    model = nn.Sequential(wide, nn.LayerNorm(128), nn.Sequential(half, nn.Linear(128, 4)))
     prepack(model)
     kinds = [type(m).__name__ for m in model.modules()]
-    assert kinds == ["Sequential", "PrepackedLinear", "LayerNorm", "Sequential", "Linear"]
+    assert kinds == ["Sequential", "PrepackedLinear", "LayerNorm", "Sequential", "Linear", "Linear"]

@@ -1,13 +1,15 @@
-"""A tokenizer of bytes and a few control tokens, for the tiny configuration: complete, no training."""
+"""The byte tokenizer at the ids of the tiny configuration."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from recipes import random_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from tokenizers import Tokenizer
 
 FIRST_BYTE_ID = 64
 CONTROL = {
@@ -24,11 +26,4 @@ CONTROL = {
 
 
 def byte_tokenizer(control: Mapping[str, int] = CONTROL) -> Tokenizer:
-    """Control tokens at their ids, the 256 bytes (in the byte-level alphabet's order) from 64 on."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {char: FIRST_BYTE_ID + i for i, char in enumerate(alphabet)} | dict(control)
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(t, special=True) for t in control])
-    return tokenizer
+    return random_checkpoint.byte_tokenizer(control, FIRST_BYTE_ID)

@@ -113,10 +113,10 @@ def test_training_after_prepare_uses_the_new_weights() -> None:
         assert torch.equal(vocoder.eval()(mel), after)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
-    cuts=st.lists(st.integers(0, 40), min_size=1, max_size=6),
-    sizes=st.sampled_from([(20, 24, 4), (24, 24, 24), (34, 10, 7), (3, 5, 1), (0, 1, 2)]),
+    cuts=st.lists(st.integers(0, 30), min_size=1, max_size=5),
+    sizes=st.sampled_from([(20, 24, 4), (24, 24, 24), (34, 10, 7), (3, 5, 1), (0, 4, 9)]),
     batch=st.integers(1, 2),
 )
 def test_grouping_never_changes_a_sample(
