@@ -83,6 +83,8 @@ def train(stage: Stage, out: Path, limits: Budget) -> None:
     """Run `stage` until a limit is reached, resuming from `out` if it holds a state."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     out.mkdir(parents=True, exist_ok=True)
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")  # TF32: ample for training
     progress: dict[str, Any] = {"step": 0, "best": float("inf"), "stale": 0}
     averages = {
         name: {k: v.clone() for k, v in stage.parts[name].state_dict().items()}
