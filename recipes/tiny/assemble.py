@@ -25,7 +25,6 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from model.config import OmniConfig
 from model.image import ImageSettings
 from model.omni import LM_HEAD, OmniModel
 from recipes.tiny import tree
@@ -155,7 +154,7 @@ def assemble(trained: Path, seed: int) -> dict[str, Tensor]:
     markers = tensors.pop(MARKER_ROWS, None)
     place_markers(tensors[f"{TEXT}embed_tokens.weight"], markers, seed)
     with torch.device("meta"):
-        model = OmniModel(OmniConfig.from_json(tree.CONFIG), ImageSettings())
+        model = OmniModel(tree.config(), ImageSettings())
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     shapes.pop(LM_HEAD)  # tied to the embedding
     fresh = sorted(shapes.keys() - tensors.keys())

@@ -141,7 +141,7 @@ class Transposed(nn.Module):
 
 
 class CodecStage:
-    shipped = ("tokenizer",)
+    shipped: tuple[str, ...] = ("tokenizer",)
 
     def __init__(self, speech: Speech, *, batch: int, lr: float, device: str, seed: int) -> None:
         torch.manual_seed(seed)

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from model.codec.dit import Dit
 from model.codec.solver import SolverConfig, integrate, time_plan
 from model.codec.voice import Voice
-from model.config import DitConfig
 from recipes.tiny import codec, loop, tree
 from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech
 
@@ -32,13 +31,6 @@ SOLVER = SolverConfig(method="euler", num_points=5, guidance=0.0)
 MEL_SCALE = 3.0  # spread of log mel; keeps the loss near one
 
 log = logging.getLogger("dit")
-
-
-def dit_config() -> DitConfig:
-    fields = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in tree.DIT.items() if k != "model_type"
-    }
-    return DitConfig(**fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +43,7 @@ class CodedClip:
 
 
 class DitStage:
-    shipped = ("dit",)
+    shipped: tuple[str, ...] = ("dit",)
 
     def __init__(
         self,
@@ -75,7 +67,7 @@ class DitStage:
         self.cond = torch.stack([v.cond for v in voices]).to(device)
         self.ref_mel = torch.stack([v.ref_mel for v in voices]).to(device)
         self.odds = clip_odds(train)
-        self.dit = Dit(dit_config())
+        self.dit = Dit(tree.codec_decoder().dit)
         self.dit.reset_parameters()
         with (
             torch.no_grad()
@@ -201,7 +193,7 @@ def make_voices(speech: Speech, seed: int = 0) -> list[Voice]:
 
 
 def load(out: Path, *, best: bool = True) -> Dit:
-    dit = Dit(dit_config())
+    dit = Dit(tree.codec_decoder().dit)
     dit.load_state_dict(loop.load_average(out, "dit", best=best))
     return dit.eval()
 

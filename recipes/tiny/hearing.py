@@ -47,7 +47,7 @@ class Alignment(nn.Module):
 
 
 class HearingStage:
-    shipped = ("audio",)
+    shipped: tuple[str, ...] = ("audio",)
 
     def __init__(
         self,

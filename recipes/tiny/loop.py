@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Budget:
     report_every: int = 50
     validate_every: int = 500
     seed: int = 1
+    start_from: Path | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, steps: int, batch: int) -> None:
@@ -71,11 +73,19 @@ def add_arguments(parser: argparse.ArgumentParser, *, steps: int, batch: int) ->
     parser.add_argument("--patience", type=int, default=20)
     parser.add_argument("--validate-every", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--start-from", type=Path, help="shipped weights for a new run's first step"
+    )
 
 
 def budget(args: argparse.Namespace) -> Budget:
     return Budget(
-        args.steps, args.minutes, args.patience, validate_every=args.validate_every, seed=args.seed
+        args.steps,
+        args.minutes,
+        args.patience,
+        validate_every=args.validate_every,
+        seed=args.seed,
+        start_from=args.start_from,
     )
 
 
@@ -83,6 +93,10 @@ def train(stage: Stage, out: Path, limits: Budget) -> None:
     """Run `stage` until a limit is reached, resuming from `out` if it holds a state."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     out.mkdir(parents=True, exist_ok=True)
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")  # TF32: ample for training
+    if limits.start_from:
+        start_from(stage, limits.start_from)
     progress: dict[str, Any] = {"step": 0, "best": float("inf"), "stale": 0}
     averages = {
         name: {k: v.clone() for k, v in stage.parts[name].state_dict().items()}
@@ -121,6 +135,15 @@ def train(stage: Stage, out: Path, limits: Budget) -> None:
         if spent:
             break
     log.info("stopped step=%d best=%.4f", progress["step"], progress["best"])
+
+
+def start_from(stage: Stage, path: Path) -> None:
+    """Fill the stage's shipped part from a file that `ship.py` wrote, whatever prefix it has there."""
+    (name,) = stage.shipped
+    wanted, tensors = stage.parts[name].state_dict(), load_file(path)
+    first = next(iter(wanted))
+    prefix = next(key for key in tensors if key.endswith(first)).removesuffix(first)
+    stage.parts[name].load_state_dict({key: tensors[prefix + key] for key in wanted})
 
 
 def load_average(out: Path, part: str, *, best: bool = True) -> dict[str, torch.Tensor]:

