@@ -10,7 +10,7 @@ that the model hears and sees as a unit (a spoken turn, usually). Its parts leav
                                                              40 samples over
 
 Chunk c ends 40 samples behind its two seconds, because the last mel frame of a block hears that far: the chunk that
-arrives is the chunk that can be encoded (see `docs/decisions/0003-chunk-cuts.md`).
+arrives is the chunk that can be encoded (see `docs/decisions/0004-chunk-cuts.md`).
 """
 
 from __future__ import annotations

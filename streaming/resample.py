@@ -2,7 +2,7 @@
 
 A windowed sinc, 32 samples of the lower rate to each side: 2 ms of delay towards 16 kHz, above 75 dB of rejection.
 Samples and coefficients are integers small enough that every sum is exact in float64, so neither slicing nor the
-machine can change a bit of the output (see `docs/decisions/0004-own-resampler.md`).
+machine can change a bit of the output (see `docs/decisions/0005-own-resampler.md`).
 
 Outputs are computed in blocks of 32. A block looks at one stretch of input and is one matrix product; after
 `period` blocks input and output are in step again and the same matrices serve anew:

@@ -79,6 +79,21 @@ def test_garbage_is_a_link_error(body: bytes) -> None:
         decode_command(body)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\x91\xa1\x80",  # a tag that is not UTF-8
+        b"\x92\xacCloseSession\xa1\x80",  # a session id that is not UTF-8
+        b"\x91" * 100_000,  # nested deeper than any stack
+        b"\xdd\xff\xff\xff\xff",  # an array of four billion
+    ],
+)
+def test_hostile_bodies_are_link_errors(body: bytes) -> None:
+    with pytest.raises(LinkError):
+        decode_command(body)
+
+
 @given(values_of(Command), st.data())
 def test_cut_packets_are_link_errors(command: Command, data: st.DataObject) -> None:
     body = encode_packet(command)

@@ -189,6 +189,10 @@ def test_end_of_file_is_told_once_after_the_last_packet(
     ours.close()
     assert received.next() == CloseSession("s")
     assert received.next() is None
+    for thread in threading.enumerate():  # both threads end by themselves
+        if thread.name.startswith("link-"):
+            thread.join(LIMIT_S)
+            assert not thread.is_alive()
     link.send(TextDelta("s", 1, "into the void"))
     link.close()
     link.close()

@@ -192,3 +192,13 @@ def test_the_gate_changes_no_event(runs: list[tuple[int, int]]) -> None:
     listen([pcm], open_)
     assert gated.take_events() == open_.take_events()
     assert open_.num_gated == 0
+
+
+def test_while_speech_is_active_the_model_hears_every_window() -> None:
+    """However quiet it has become: whether that is a pause is the model's to say."""
+    listener = SpeechListener(VadSettings())
+    for level in [9000] * 3 + [0] * 3 * QUIET_WINDOWS:
+        listener.push(signal([level]))
+        assert listener.next_window() is not None
+        listener.receive(0.9, STATE)
+    assert listener.num_gated == 0
