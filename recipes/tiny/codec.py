@@ -27,14 +27,12 @@ from recipes.tiny import loop
 from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech
 from recipes.tiny.mel import FLOOR, NUM_BINS
 from recipes.tiny.speech import ipa
+from recipes.tiny.tree import CODE_LEVELS, NUM_CODES, REPEATS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-LEVELS = (8, 5, 5, 5)
-NUM_CODES = 8 * 5 * 5 * 5
-REPEATS = 4  # mel frames per code
 SILENCE = float(np.log(FLOOR))
 MAX_FRAMES = 600
 CTC_WEIGHT = 0.1
@@ -96,18 +94,18 @@ class Tokenizer(nn.Module):
             Transposed(nn.Conv1d(width, width, 4, stride=2, padding=1)),
             *(Block(width) for _ in range(3)),
             nn.LayerNorm(width),
-            nn.Linear(width, len(LEVELS)),
+            nn.Linear(width, len(CODE_LEVELS)),
         )
-        self.quantizer = Quantizer(LEVELS)
+        self.quantizer = Quantizer(CODE_LEVELS)
         # Two phoneme slots per code: quick speech has more than one phoneme in 40 ms, and CTC wants blanks.
         self.reader = nn.Sequential(
-            nn.Linear(len(LEVELS), width),
+            nn.Linear(len(CODE_LEVELS), width),
             Block(width),
             Block(width),
             nn.Linear(width, 2 * (1 + len(PHONEMES))),
         )
         self.voice = nn.Embedding(len(VOICE_NAMES), width)
-        self.widen = nn.Linear(len(LEVELS), width)
+        self.widen = nn.Linear(len(CODE_LEVELS), width)
         self.coarse = nn.Sequential(*(Block(width) for _ in range(3)))
         self.fine = nn.Sequential(
             *(Block(width) for _ in range(3)), nn.LayerNorm(width), nn.Linear(width, NUM_BINS)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from model.config import OmniConfig, Token2WavConfig
-from recipes.tiny.codec import NUM_CODES, REPEATS
+
+# One codebook: finite scalar quantisation of four numbers to so many levels each.
+CODE_LEVELS = (8, 5, 5, 5)
+NUM_CODES = 8 * 5 * 5 * 5
+REPEATS = 4  # mel frames per code: 25 codes per second
 
 # SmolLM2 has fourteen control tokens for code files that chat never uses; twelve become ours.
 MARKERS = {

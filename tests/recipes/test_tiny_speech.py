@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recipes.tiny import mel
-from recipes.tiny.codec import LEVELS, NUM_CODES, Quantizer
+from recipes.tiny.codec import Quantizer
 from recipes.tiny.texts import sentence
+from recipes.tiny.tree import CODE_LEVELS, NUM_CODES
 
 
 def test_a_sentence_depends_on_seed_and_number_alone() -> None:
@@ -49,7 +50,7 @@ def test_a_tone_rises_in_its_own_mel_bin() -> None:
 
 
 def test_codes_and_values_name_each_other() -> None:
-    quantizer = Quantizer(LEVELS)
+    quantizer = Quantizer(CODE_LEVELS)
     codes = torch.arange(NUM_CODES)
     values = quantizer.values(codes)
     assert values.abs().max() == 1
@@ -61,8 +62,8 @@ def test_codes_and_values_name_each_other() -> None:
 
 
 def test_the_quantiser_passes_gradients() -> None:
-    x = torch.zeros(1, 3, len(LEVELS), requires_grad=True)
-    Quantizer(LEVELS)(x)[0].sum().backward()
+    x = torch.zeros(1, 3, len(CODE_LEVELS), requires_grad=True)
+    Quantizer(CODE_LEVELS)(x)[0].sum().backward()
     assert x.grad is not None and (x.grad > 0).all()
 
 
