@@ -1,0 +1,1 @@
+"""Media time and messages: what the gateway and the worker share; free of torch outside `engine`."""
