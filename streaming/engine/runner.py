@@ -28,7 +28,16 @@ if TYPE_CHECKING:
     from model.omni import Omni
     from streaming.engine.config import EngineConfig
     from streaming.engine.scheduler import StepPlan
-    from streaming.engine.sequence import Sequence
+    from streaming.engine.sequence import Job, Segment, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeContent:
+    """Media to encode and the segment that waits for its rows."""
+
+    segment: Segment
+    media: Tensor | Patches
+    """Mel frames of a block, or patches of a frame pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +179,11 @@ class Runner:
         seen[torch.tensor(sorted(ids), device=self.omni.device)] = True
 
     def _encode_audio(self, plan: StepPlan) -> StepOutput:
-        mels = [cast("Tensor", job.content) for job in plan.jobs]
+        mels = [cast("Tensor", _media(job)) for job in plan.jobs]
         return StepOutput(rows=self._typed(self.omni.model.thinker.audio_tower.encode_blocks(mels)))
 
     def _encode_pairs(self, plan: StepPlan) -> StepOutput:
-        pairs = [cast("Patches", job.content) for job in plan.jobs]
+        pairs = [cast("Patches", _media(job)) for job in plan.jobs]
         return StepOutput(rows=self._typed(self.omni.model.thinker.visual.encode_pairs(pairs)))
 
     def _typed(self, rows: list[Tensor]) -> list[Tensor]:
@@ -267,3 +276,7 @@ class Runner:
 
 def _sequences(plan: StepPlan) -> list[Sequence]:
     return [e.seq for e in plan.entries]
+
+
+def _media(job: Job) -> Tensor | Patches:
+    return cast("EncodeContent", job.content).media

@@ -142,8 +142,9 @@ class Scheduler:
     def add_job(self, job: Job) -> None:
         self.members[job.session_id].jobs.setdefault(job.role, deque()).append(job)
 
-    def drop_jobs(self, session_id: str) -> None:
-        self.members[session_id].jobs.clear()
+    def drop_jobs(self, session_id: str, *roles: Role) -> None:
+        for role in roles:
+            self.members[session_id].jobs.pop(role, None)
 
     def remove(self, session_id: str) -> None:
         """Forget a session and free its pages."""
@@ -191,6 +192,9 @@ class Scheduler:
             if self._is_ahead(m.pace, now_ms) and any(self._works_of(m, now_ms))
         ]
         return min(times, default=None)
+
+    def has_runnable(self, now_ms: float) -> bool:
+        return next(self._runnable(now_ms), None) is not None
 
     def youngest(self, session_ids: tuple[str, ...] | list[str]) -> str:
         return max(session_ids, key=lambda i: self.members[i].number)

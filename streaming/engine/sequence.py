@@ -213,6 +213,11 @@ class Sequence:
             self._num_tabled = len(self.pages)
         return self._table[: len(self.pages)]
 
+    def skip(self, num: int) -> None:
+        """The first `num` pending rows are in the pages already: another session has computed them."""
+        self.num_scheduled = num
+        self.advance(num)
+
     def forget_pending(self) -> None:
         self.pending.clear()
         self._head_offset = 0
