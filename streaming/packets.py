@@ -355,7 +355,8 @@ def require_protocol(hello: Hello) -> None:
 def _decode(decoder: msgspec.msgpack.Decoder[PacketT], body: bytes | memoryview) -> PacketT:
     try:
         return decoder.decode(body)
-    except msgspec.MsgspecError as fault:
+    # Beside its own errors the decoder lets these two of the interpreter through.
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as fault:
         raise LinkError(f"a packet of {len(body)} bytes could not be read: {fault}") from fault
 
 
