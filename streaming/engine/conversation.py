@@ -200,6 +200,8 @@ class Conversation:
         self.pace = Pace()
         self.turn_id = -1
         self.state = TurnState.OVER
+        self._void_turn_id = -1
+        """Cancelled before anything of it was taken in."""
         self.reply: SpokenReply | None = None
         """The newest reply, until the next turn begins."""
         self._shared = shared
@@ -238,7 +240,7 @@ class Conversation:
         if isinstance(command, TruncateTurn):
             self._truncate_earlier(command, now_ms)
             return
-        if command.turn_id < self.turn_id:
+        if command.turn_id < self.turn_id or self.turn_id < command.turn_id <= self._void_turn_id:
             return  # stale
         if command.turn_id == self.turn_id:
             self._receive_current(command, now_ms)
@@ -355,10 +357,10 @@ class Conversation:
     def _cancel_unseen(self, command: CancelTurn) -> None:
         """Cancel a turn of which nothing has been taken in yet."""
         self._waiting = deque(c for c in self._waiting if c.turn_id != command.turn_id)
+        self._void_turn_id = command.turn_id
         if self.state is TurnState.LISTENING:
             self._forget_turn()
-        if self.state is not TurnState.REPLYING:
-            self.turn_id, self.state = command.turn_id, TurnState.OVER
+            self.state = TurnState.OVER
         done = DoneReason.CANCELLED
         self._emit(TurnDone(self.session_id, command.turn_id, done, Usage()))
 
@@ -662,7 +664,9 @@ class Conversation:
         Encoded rows are kept; they are prefilled again, at positions moved by a constant.
         """
         self._say_truncated(reply, heard_samples)
-        kept = min(self._heard_tokens(reply), reply.num_rows)
+        heard = self._heard_tokens(reply)
+        kept = min(heard, reply.num_rows)
+        unspoken = reply.tokens[kept:heard] if reply.is_limited else []
         segments, writer, role = self._turn_segments, self._writer, self._open_role
         is_listening = self.state is TurnState.LISTENING
         old, old_start = self._timeline, self._start.timeline.next_position
@@ -673,10 +677,10 @@ class Conversation:
         self._timeline = reply.start.timeline.snapshot()
         self._timeline.text(kept)
         self._replies = self._replies[: self._replies.index(reply) + 1]
-        reply.num_rows, reply.is_limited, self.reply = kept, False, None
+        reply.num_rows, reply.is_limited, self.reply = kept, bool(unspoken), None
         self._num_cached = length
         self._writer, self._turn_segments = PromptWriter(self._shared.omni.tokenizer), []
-        self._add_tokens(self._writer.close_message(), joins=True)
+        self._add_tokens([*unspoken, *self._writer.close_message()], joins=True)
         self._start, self._open_role = self._checkpoint(), None
         if not is_listening:
             return
