@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from model.mel import LogMel
-from streaming.engine.conversation import Conversation, Shared
+from streaming.engine.conversation import Conversation, Shared, TurnState
 from streaming.engine.pages import IntegrityError, PagePool, PrefixCache
 from streaming.engine.runner import EncodeContent, Runner, StepOutput, WindowContent
 from streaming.engine.scheduler import Limits, Scheduler, StepPlan
@@ -87,6 +87,11 @@ class Engine:
     def has_work(self, now_ms: float) -> bool:
         """A step would do something now."""
         return bool(self._outbox) or self.scheduler.has_runnable(now_ms)
+
+    @property
+    def is_busy(self) -> bool:
+        """A reply is being made; for status reports, from any thread."""
+        return any(c.state is TurnState.REPLYING for c in list(self.conversations.values()))
 
     def wake_ms(self, now_ms: float) -> float | None:
         """When a reply that waits for its playback may go on; None if only a command can bring work."""
