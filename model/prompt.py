@@ -32,6 +32,10 @@ class PromptWriter:
     tokenizer: TextTokenizer
     _text: list[str] = field(default_factory=list)
 
+    def copy(self) -> PromptWriter:
+        """A writer that continues from here, for going back to this place later."""
+        return PromptWriter(self.tokenizer, list(self._text))
+
     def open_message(self, role: Role) -> list[int]:
         ids = [*self.take_text(), self.tokenizer.im_start_id]
         self._text.append(f"{role}\n")

@@ -1,0 +1,1 @@
+"""The worker: many live conversations on one model, in one synchronous step loop."""

@@ -1,0 +1,169 @@
+"""StepPlan to tensors: all integers of a step are packed on the host and copied to the device once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.attention import ForwardBatch
+from streaming.engine.sequence import Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence as Seq
+
+    from streaming.engine.scheduler import Entry, StepPlan
+
+Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """What one forward of Thinker or Talker reads, N rows of B sequences, D of which draw a token."""
+
+    batch: ForwardBatch
+    token_ids: Tensor
+    """[N]; 0 where a row is given."""
+    is_given: Tensor
+    """[N] bool: rows that an encoder made."""
+    row_slots: Tensor
+    """[B] of a decode: where reply rows are stored or found."""
+    drawing_rows: Tensor
+    """[D]"""
+    drawing_lanes: Tensor
+    """[D]"""
+    given: tuple[tuple[int, Tensor], ...]
+    """Given rows and where in the batch they start."""
+
+
+def pack(
+    plan: StepPlan, page_size: int, device: torch.device, table_width: int | None = None
+) -> StepInputs:
+    """Build the inputs of a plan for Thinker or Talker.
+
+    `table_width` fixes the second size of the page table, for captured graphs. On a CPU the table is left out where
+    every sequence's pages are one run, because nobody reads it then.
+    """
+    entries = plan.entries
+    is_decode = plan.phase is Phase.DECODE
+    lengths = [e.length for e in entries]
+    contexts = [e.start + e.length for e in entries]
+    first_slots = tuple(
+        e.seq.first_slot(c, page_size) for e, c in zip(entries, contexts, strict=True)
+    )
+    rows = _DecodeRows(entries) if is_decode else _PrefillRows(entries)
+    ends = np.cumsum(lengths)
+    draws = [i for i, e in enumerate(entries) if e.draws_token]
+    is_run = device.type == "cpu" and None not in first_slots
+    longs = (
+        rows.positions,
+        _slots(entries, page_size),
+        rows.token_ids,
+        rows.is_given,
+        rows.row_slots,
+        np.array([ends[i] - 1 for i in draws], np.int64),
+        np.array([entries[i].seq.lane for i in draws], np.int64),
+    )
+    ints = (
+        np.zeros((len(entries), 0), np.int32) if is_run else _table(entries, table_width),
+        np.concatenate(([0], ends)).astype(np.int32),
+        np.array(contexts, np.int32),
+    )
+    moved = _copy(longs, ints, device)
+    positions, slots, token_ids, is_given, row_slots, drawing_rows, drawing_lanes = moved[:7]
+    batch = ForwardBatch(
+        positions=positions,
+        slot_mapping=slots,
+        page_table=moved[7],
+        cu_seqlens_q=moved[8],
+        context_lens=moved[9],
+        page_size=page_size,
+        host_query_lens=tuple(lengths),
+        host_context_lens=tuple(contexts),
+        first_slots=first_slots,
+    )
+    return StepInputs(
+        batch, token_ids, is_given.bool(), row_slots, drawing_rows, drawing_lanes, rows.given
+    )
+
+
+class _DecodeRows:
+    """One row per sequence."""
+
+    def __init__(self, entries: Seq[Entry]) -> None:
+        inputs = [e.seq.decode for e in entries]
+        fed = np.array([(i.token_id, i.row_slot, i.position) for i in inputs if i], np.int64)
+        self.token_ids, self.row_slots = fed[:, 0], fed[:, 1]
+        self.positions = np.repeat(fed[None, :, 2], 3, axis=0)
+        self.is_given = np.zeros(0, np.int64)
+        self.given: tuple[tuple[int, Tensor], ...] = ()
+
+
+class _PrefillRows:
+    """Known rows, tokens and media as they come."""
+
+    def __init__(self, entries: Seq[Entry]) -> None:
+        pieces = [p for e in entries for p in e.seq.next_pieces(e.length)]
+        num_rows = sum(p.stop - p.start for p in pieces)
+        self.token_ids = np.zeros(num_rows, np.int64)
+        self.is_given = np.zeros(num_rows, np.int64)
+        self.row_slots = np.zeros(0, np.int64)
+        self.positions = np.concatenate(
+            [p.segment.positions[:, p.start : p.stop] for p in pieces], axis=1
+        )
+        given: list[tuple[int, Tensor]] = []
+        at = 0
+        for piece in pieces:
+            size = piece.stop - piece.start
+            if piece.segment.rows is None:
+                self.token_ids[at : at + size] = piece.segment.token_ids[piece.start : piece.stop]
+            else:
+                self.is_given[at : at + size] = 1
+                given.append((at, piece.segment.rows[piece.start : piece.stop]))
+            at += size
+        self.given = tuple(given)
+
+
+def _slots(entries: Seq[Entry], page_size: int) -> Ints:
+    """The key-value slot of every row."""
+    pieces = []
+    for entry in entries:
+        if entry.length == 1:
+            page = entry.seq.pages[entry.start // page_size]
+            pieces.append(np.array([page * page_size + entry.start % page_size], np.int64))
+            continue
+        at = np.arange(entry.start, entry.start + entry.length)
+        pages = entry.seq.page_table()[at // page_size].astype(np.int64)
+        pieces.append(pages * page_size + at % page_size)
+    return np.concatenate(pieces)
+
+
+def _table(
+    entries: Seq[Entry], width: int | None
+) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+    tables = [e.seq.page_table() for e in entries]
+    table = np.zeros((len(entries), width or max(map(len, tables))), np.int32)
+    for row, pages in zip(table, tables, strict=True):
+        row[: len(pages)] = pages
+    return table
+
+
+def _copy(
+    longs: Seq[Ints],
+    ints: Seq[np.ndarray[tuple[int, ...], np.dtype[np.int32]]],
+    device: torch.device,
+) -> list[Tensor]:
+    """Arrays to the device in one piece; what comes back are views of it."""
+    parts = [np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in (*longs, *ints)]
+    buffer = torch.from_numpy(np.concatenate(parts))
+    if device.type == "cuda":
+        buffer = buffer.pin_memory().to(device, non_blocking=True)
+    tensors, at = [], 0
+    for array, part in zip((*longs, *ints), parts, strict=True):
+        dtype = torch.int64 if array.dtype == np.int64 else torch.int32
+        tensors.append(buffer[at : at + part.size].view(dtype).view(array.shape))
+        at += part.size
+    return tensors

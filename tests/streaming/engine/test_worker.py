@@ -1,0 +1,115 @@
+"""The worker process from start to drain, over a real socket, in a real process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from streaming.packets import (
+    CancelTurn,
+    CloseSession,
+    CommitTurn,
+    DoneReason,
+    Hello,
+    OpenSession,
+    Ready,
+    TurnDone,
+    WorkerStatus,
+    decode_reply,
+)
+from streaming.transport import FrameSplitter, frame_packet
+from tests.streaming.engine.driving import GREEDY, Said, commands_of, speech
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from streaming.packets import Command, Reply
+
+
+class Gateway:
+    """The other end of the link, blocking."""
+
+    def __init__(self, path: Path) -> None:
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._listener.settimeout(60)
+        self._splitter = FrameSplitter()
+        self.replies: list[Reply] = []
+
+    def accept(self) -> None:
+        self._link, _ = self._listener.accept()
+        self._link.settimeout(60)
+
+    def send(self, *commands: Command) -> None:
+        self._link.sendall(b"".join(map(frame_packet, commands)))
+
+    def wait_for(self, kind: type[Reply]) -> Reply:
+        while True:
+            while (body := self._splitter.pop()) is None:
+                received = self._link.recv(1 << 16)
+                assert received, f"the worker hung up before {kind.__name__}"
+                self._splitter.push(received)
+            reply = decode_reply(body)
+            self.replies.append(reply)
+            if isinstance(reply, kind):
+                return reply
+
+    def close(self) -> None:
+        self._link.close()
+        self._listener.close()
+
+
+def start(path: Path, checkpoint: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "streaming.engine", str(path), "--model", str(checkpoint)]
+    sizes = ["--dtype", "fp32", "--num-lanes", "2", "--context-tokens", "1024"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*command, *sizes], env=environment)
+
+
+@pytest.mark.slow
+def test_a_worker_answers_beats_and_drains(tmp_path: Path, checkpoint_dir: Path) -> None:
+    gateway = Gateway(tmp_path / "link")
+    process = start(tmp_path / "link", checkpoint_dir)
+    try:
+        gateway.accept()
+        gateway.wait_for(Hello)
+        ready = gateway.wait_for(Ready)
+        assert isinstance(ready, Ready)
+        assert ready.capacity.num_lanes == 2
+        gateway.send(OpenSession("a"), *commands_of(Said(sound=speech(1.0)), "a", 0))
+        gateway.send(CommitTurn("a", 0, GREEDY))
+        done = gateway.wait_for(TurnDone)
+        assert isinstance(done, TurnDone)
+        assert done.reason is not DoneReason.FAILED
+        status = gateway.wait_for(WorkerStatus)
+        assert isinstance(status, WorkerStatus)
+        assert status.step_count > 0
+        gateway.send(CommitTurn("a", 1, GREEDY), CancelTurn("a", 1, 0))
+        gateway.wait_for(TurnDone)
+        process.send_signal(signal.SIGTERM)
+        gateway.send(CloseSession("a"))
+        assert process.wait(30) == 0
+    finally:
+        gateway.close()
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_missing_checkpoint_is_one_clear_error(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path / "link")
+    process = start(tmp_path / "link", tmp_path / "nothing")
+    try:
+        gateway.accept()
+        assert process.wait(60) == 78
+    finally:
+        gateway.close()
+        process.kill()
+        process.wait()
