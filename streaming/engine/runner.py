@@ -22,7 +22,8 @@ from streaming.engine.graphs import DecodeGraphs
 from streaming.engine.sequence import Phase, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence as Seq
+    from collections.abc import Callable
+    from collections.abc import Sequence as Seq
 
     from model.image import Patches
     from model.omni import Omni
@@ -80,7 +81,10 @@ class Runner:
                 assert omni.model.token2wav is not None
                 self._caches[Role.TALKER] = self._cache(talker.model.config, num_pages)
                 vocab_sizes[Role.TALKER] = omni.config.talker.decoder.vocab_size
-                ids = omni.config.talker.tts_text_end_token_id, omni.config.talker.tts_text_pad_token_id
+                ids = (
+                    omni.config.talker.tts_text_end_token_id,
+                    omni.config.talker.tts_text_pad_token_id,
+                )
                 self._rows[num_slots:] = thinker.embed(torch.tensor(ids, device=omni.device))
                 dit = omni.config.token2wav.dit
                 self._suppressed = suppressed_codes(omni.config.talker, dit).to(omni.device)

@@ -164,7 +164,9 @@ class Scheduler:
         while work:
             first = work[0]
             kind = (first.role, first.phase, first.group)
-            joined = [w for w in work if (w.role, w.phase, w.group) == kind and self._joins(w, first)]
+            joined = [
+                w for w in work if (w.role, w.phase, w.group) == kind and self._joins(w, first)
+            ]
             plan = self._fill(first, joined)
             if plan is not None:
                 return plan
@@ -203,7 +205,9 @@ class Scheduler:
         """Raises IntegrityError unless every page is free or held by exactly those who say so."""
         for role, pool in self.pools.items():
             held = [s.pages for m in self.members.values() for s in m.sequences if s.role is role]
-            pool.check_integrity(held + (self.prefixes[role].held() if role in self.prefixes else []))
+            pool.check_integrity(
+                held + (self.prefixes[role].held() if role in self.prefixes else [])
+            )
 
     def _runnable(self, now_ms: float) -> Iterator[_Work]:
         for member in self.members.values():

@@ -1,0 +1,1 @@
+"""The gateway: where the network meets time. Never imports torch."""

@@ -1,0 +1,113 @@
+"""The `parley` command: parse arguments, build values, call one function."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path  # typer reads the annotations
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from server.talk import Answer, read_question, talk, write_answer
+from streaming.errors import ParleyError
+from streaming.packets import (
+    InputRefused,
+    ReplyOptions,
+    SamplingOptions,
+    SessionSettings,
+    TextDelta,
+)
+
+if TYPE_CHECKING:
+    from streaming.packets import Loading, Reply
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+console = Console(stderr=True)
+
+
+@app.callback()
+def main() -> None:
+    """Voice and video conversation with Qwen2.5-Omni models."""
+
+
+@app.command(
+    name="talk", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def talk_command(
+    context: typer.Context,
+    question: Annotated[Path, typer.Argument(help="WAV file with the question")],
+    model: Annotated[str, typer.Option(help="checkpoint folder or hub name")],
+    video: Annotated[
+        Path | None, typer.Option(help="video shown while the question is asked")
+    ] = None,
+    text: Annotated[str, typer.Option(help="text added after the question")] = "",
+    out: Annotated[Path, typer.Option(help="WAV file to write")] = Path("reply.wav"),
+    voice: Annotated[str | None, typer.Option(help="default: the checkpoint's first")] = None,
+    system: Annotated[str | None, typer.Option(help="system prompt")] = None,
+    max_text_tokens: Annotated[int | None, typer.Option(help="limit of the reply's text")] = None,
+    max_codes: Annotated[int | None, typer.Option(help="limit of the reply's sound")] = None,
+    seed: Annotated[int, typer.Option(help="of everything that is drawn")] = 0,
+    fast: Annotated[bool, typer.Option(help="do not wait for real time while asking")] = False,
+) -> None:
+    """Ask one question from files and hear the answer; options that are not listed go to the worker
+    (`python -m streaming.engine --help`), --device cuda for example."""
+    options = ReplyOptions(
+        voice=voice,
+        talker=SamplingOptions(0.9, 40, 0.8, 1.05, seed),
+        max_text_tokens=max_text_tokens,
+        max_codes=max_codes,
+        noise_seed=seed,
+    )
+    try:
+        asked = read_question(question, video, text)
+        answer = asyncio.run(
+            talk(
+                asked,
+                ["--model", model, *context.args],
+                settings=SessionSettings(system, voice),
+                options=options,
+                is_paced=not fast,
+                on_loading=_show_loading,
+                on_reply=_show_reply,
+            )
+        )
+    except ParleyError as error:
+        console.print(f"[red]error:[/] {error}")
+        raise typer.Exit(2) from None
+    write_answer(answer, out)
+    _show_figures(answer, out)
+
+
+def _show_loading(loading: Loading) -> None:
+    console.print(f"[dim]{loading.stage} {loading.progress:4.0%}[/]", end="\r")
+
+
+def _show_reply(reply: Reply) -> None:
+    match reply:
+        case TextDelta():
+            sys.stdout.write(reply.text)
+            sys.stdout.flush()
+        case InputRefused():
+            console.print(f"[yellow]left out:[/] {reply.message}")
+
+
+def _show_figures(answer: Answer, out: Path) -> None:
+    assert answer.done is not None
+    if answer.done.message:
+        console.print(f"\n[red]{answer.done.code}:[/] {answer.done.message}")
+        raise typer.Exit(1)
+    usage = answer.done.usage
+    console.print(
+        f"\n{answer.seconds:.2f} s of speech in {out}; {usage.input_text_tokens} text and {usage.input_audio_tokens} "
+        f"audio tokens in, {usage.output_text_tokens} text and {usage.output_audio_tokens} codec tokens out"
+    )
+    console.print(
+        f"after the question: first text {_ms(answer.first_text_ms)}, first sound {_ms(answer.first_sound_ms)}, "
+        f"all {_ms(answer.done_ms)}, {answer.num_underruns} underruns"
+    )
+
+
+def _ms(value: float | None) -> str:
+    return "never" if value is None else f"{value:.0f} ms"
