@@ -11,7 +11,6 @@ ends in the reply's own span, which is withdrawn afterwards, and the reply enter
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING
@@ -51,6 +50,8 @@ from streaming.packets import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from model.image import Patches
@@ -63,7 +64,14 @@ if TYPE_CHECKING:
     from streaming.packets import ReplyOptions, SamplingOptions, SessionSettings
 
 TurnCommand = (
-    OpenClip | AppendPair | AppendChunk | AppendText | AppendImage | CommitTurn | CancelTurn | TruncateTurn
+    OpenClip
+    | AppendPair
+    | AppendChunk
+    | AppendText
+    | AppendImage
+    | CommitTurn
+    | CancelTurn
+    | TruncateTurn
 )
 MAX_WAITING_COMMANDS = 4096
 """Input of the next turn while a reply still runs: over an hour of sound with camera."""
@@ -268,9 +276,7 @@ class Conversation:
         """An encoder has made the rows of a segment."""
         segment.rows = rows
 
-    def thinker_prefilled(
-        self, segment: Segment | None, token: int | None, now_ms: float
-    ) -> None:
+    def thinker_prefilled(self, segment: Segment | None, token: int | None, now_ms: float) -> None:
         """Rows of the prompt are computed; `segment` holds what the Talker is fed for them."""
         if self.talker is not None and segment is not None:
             self.talker.append(segment)
@@ -350,7 +356,9 @@ class Conversation:
     def _hold(self, command: TurnCommand) -> None:
         if len(self._waiting) >= MAX_WAITING_COMMANDS:
             self._waiting.clear()
-            self.fail_turn("input_overflow", f"{MAX_WAITING_COMMANDS} packets wait for a reply to end")
+            self.fail_turn(
+                "input_overflow", f"{MAX_WAITING_COMMANDS} packets wait for a reply to end"
+            )
             return
         self._waiting.append(command)
 
@@ -415,7 +423,8 @@ class Conversation:
         expected = clip.num_chunks if clip.has_sound else chunk.index
         if chunk.index != expected or len(chunk.pcm) % 2:
             raise RequestFailed(
-                "out_of_order", f"chunk {chunk.index} of {len(chunk.pcm)} bytes, expected {expected}"
+                "out_of_order",
+                f"chunk {chunk.index} of {len(chunk.pcm)} bytes, expected {expected}",
             )
         clip.num_chunks += 1
         if clip.has_sound:
@@ -477,7 +486,9 @@ class Conversation:
             stream=self._shared.omni.tokenizer.stream(),
             feed=SpeechFeed(runner.end_slot, runner.pad_slot),
             usage=self._input_usage(),
-            max_text_tokens=min(options.max_text_tokens or limits.max_text_tokens, limits.max_text_tokens),
+            max_text_tokens=min(
+                options.max_text_tokens or limits.max_text_tokens, limits.max_text_tokens
+            ),
             max_codes=min(options.max_codes or limits.max_codes, limits.max_codes),
             speech=speech,
             is_speech_done=not speech,
@@ -764,7 +775,7 @@ class Conversation:
 
     def _add_sound(self, mel: Tensor) -> None:
         """Add mel frames [T, M] of whole blocks, or of a clip's rest."""
-        for block in mel.split(self._config.audio.block_frames) if len(mel) else ():
+        for block in torch.split(mel, self._config.audio.block_frames) if len(mel) else ():
             rows = num_rows(len(block))
             if not rows:
                 continue

@@ -57,7 +57,9 @@ class Engine:
         self.num_pages = config.num_pages or pages_per_lane * config.num_lanes
         roles = [Role.THINKER, Role.TALKER] if omni.config.has_speech else [Role.THINKER]
         pools = {role: PagePool(self.num_pages) for role in roles}
-        self._prefixes = {r: PrefixCache(p, config.page_size, config.max_prefixes) for r, p in pools.items()}
+        self._prefixes = {
+            r: PrefixCache(p, config.page_size, config.max_prefixes) for r, p in pools.items()
+        }
         self.scheduler = Scheduler(self._limits(), pools, self._prefixes)
         self.runner = Runner(omni, config, self.num_pages)
         self.conversations: dict[str, Conversation] = {}
@@ -82,7 +84,9 @@ class Engine:
     def capacity(self) -> Capacity:
         voices = tuple(self.omni.voices)
         config = self.config
-        return Capacity(config.num_lanes, self.num_pages, config.page_size, self.context_tokens, voices)
+        return Capacity(
+            config.num_lanes, self.num_pages, config.page_size, self.context_tokens, voices
+        )
 
     def has_work(self, now_ms: float) -> bool:
         """A step would do something now."""
@@ -127,7 +131,9 @@ class Engine:
         self.scheduler.check_integrity()
         used = [c.lane for c in self.conversations.values()]
         if sorted([*used, *self._free_lanes]) != list(range(self.config.num_lanes)):
-            raise IntegrityError(f"lanes {used} in use and {list(self._free_lanes)} free do not add up")
+            raise IntegrityError(
+                f"lanes {used} in use and {list(self._free_lanes)} free do not add up"
+            )
 
     def _limits(self) -> Limits:
         config, codec = self.config, self.omni.model.token2wav
@@ -221,7 +227,8 @@ class Engine:
     def _make_room(self, needed: int) -> bool:
         """Give up unused prefixes until `needed` pages are free in every pool."""
         while any(pool.num_free < needed for pool in self._pools()):
-            if not any([cache.evict() for cache in self._prefixes.values()]):
+            num_evicted = sum(cache.evict() for cache in self._prefixes.values())
+            if not num_evicted:
                 return False
         return True
 
@@ -300,7 +307,9 @@ class Engine:
     def _fail_starved(self) -> None:
         """Nothing runs for want of pages: the youngest session that waits for some gives up its own."""
         youngest = self.scheduler.youngest(self.scheduler.starved)
-        self._fail(youngest, "out_of_pages", "the worker's conversation memory is full; try again later")
+        self._fail(
+            youngest, "out_of_pages", "the worker's conversation memory is full; try again later"
+        )
 
     def _commit(self, plan: StepPlan, output: StepOutput, now_ms: float) -> None:
         segments = self._talker_segments(plan, output)
@@ -348,4 +357,3 @@ class Engine:
 def _is_sticky(fault: Exception) -> bool:
     """A CUDA fault that leaves the context unusable."""
     return isinstance(fault, RuntimeError) and "CUDA error" in str(fault)
-

@@ -25,6 +25,8 @@ def decode_picture(
                 raise ValueError(f"{width}x{height} pixels; the limit is {max_pixels} in all")
             return np.asarray(picture.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError) as fault:
-        raise ValueError(f"{len(encoded)} bytes are no readable {' / '.join(FORMATS)}: {fault}") from None
+        raise ValueError(
+            f"{len(encoded)} bytes are no readable {' / '.join(FORMATS)}: {fault}"
+        ) from None
     except Image.DecompressionBombError as fault:
         raise ValueError(str(fault)) from None

@@ -28,5 +28,7 @@ class DecodeGraphs:
     def table_width(self, plan: StepPlan) -> int | None:
         return None
 
-    def run(self, role: Role, inputs: StepInputs, forward: Callable[[StepInputs], Tensor]) -> Tensor:
+    def run(
+        self, role: Role, inputs: StepInputs, forward: Callable[[StepInputs], Tensor]
+    ) -> Tensor:
         return forward(inputs)

@@ -22,7 +22,8 @@ from streaming.engine.graphs import DecodeGraphs
 from streaming.engine.sequence import Phase, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence as Seq
+    from collections.abc import Callable
+    from collections.abc import Sequence as Seq
 
     from model.image import Patches
     from model.omni import Omni
@@ -80,7 +81,10 @@ class Runner:
                 assert omni.model.token2wav is not None
                 self._caches[Role.TALKER] = self._cache(talker.model.config, num_pages)
                 vocab_sizes[Role.TALKER] = omni.config.talker.decoder.vocab_size
-                ids = omni.config.talker.tts_text_end_token_id, omni.config.talker.tts_text_pad_token_id
+                ids = (
+                    omni.config.talker.tts_text_end_token_id,
+                    omni.config.talker.tts_text_pad_token_id,
+                )
                 self._rows[num_slots:] = thinker.embed(torch.tensor(ids, device=omni.device))
                 dit = omni.config.token2wav.dit
                 self._suppressed = suppressed_codes(omni.config.talker, dit).to(omni.device)
@@ -156,7 +160,8 @@ class Runner:
         """Copy the keys and values of pages, so that a shared beginning stays in one run with what follows it."""
         size = self._page_size
         with torch.inference_mode():
-            paged = self._caches[role].slots.unflatten(1, (-1, size))
+            slots = self._caches[role].slots
+            paged = slots.view(len(slots), -1, size, *slots.shape[2:])
             at = torch.tensor([list(source), list(target)], device=self.omni.device)
             paged[:, at[1]] = paged[:, at[0]]
 
@@ -206,7 +211,7 @@ class Runner:
                 tokens[i] = token
         # Reference quirk: where an encoder's row stood the Talker gets h + 0, not h + e.
         speech_rows = talker_rows(hidden, embedded, inputs.is_given)
-        return StepOutput(tokens, list(speech_rows.split([e.length for e in plan.entries])))
+        return StepOutput(tokens, list(torch.split(speech_rows, [e.length for e in plan.entries])))
 
     def _decode_thinker(self, plan: StepPlan) -> StepOutput:
         inputs = self._pack(plan)

@@ -13,10 +13,19 @@ from PIL import Image
 
 from model.chat import Chat
 from model.reply import AudioDelta as ChatAudio
-from model.reply import CodeDelta, ReplyOptions as ChatOptions
+from model.reply import CodeDelta
+from model.reply import ReplyOptions as ChatOptions
 from model.reply import TextDelta as ChatText
 from model.sampling import Sampling
-from streaming.media import CHUNK_SAMPLES, LOOK_AHEAD_SAMPLES, ClipKind, ClipStart, FramePair, MediaChunk, VideoFrame
+from streaming.media import (
+    CHUNK_SAMPLES,
+    LOOK_AHEAD_SAMPLES,
+    ClipKind,
+    ClipStart,
+    FramePair,
+    MediaChunk,
+    VideoFrame,
+)
 from streaming.packets import (
     AppendChunk,
     AppendImage,
@@ -36,7 +45,6 @@ from streaming.packets import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from model.omni import Omni
     from streaming.engine.engine import Engine
     from streaming.packets import Command, Reply
 
