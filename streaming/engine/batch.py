@@ -157,12 +157,13 @@ def _copy(
     device: torch.device,
 ) -> list[Tensor]:
     """Arrays to the device in one piece; what comes back are views of it."""
-    parts = [np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in (*longs, *ints)]
+    arrays: list[np.ndarray[tuple[int, ...], np.dtype[np.int64 | np.int32]]] = [*longs, *ints]  # type: ignore[list-item]  # invariant in its element type
+    parts = [np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in arrays]
     buffer = torch.from_numpy(np.concatenate(parts))
     if device.type == "cuda":
         buffer = buffer.pin_memory().to(device, non_blocking=True)
     tensors, at = [], 0
-    for array, part in zip((*longs, *ints), parts, strict=True):
+    for array, part in zip(arrays, parts, strict=True):
         dtype = torch.int64 if array.dtype == np.int64 else torch.int32
         tensors.append(buffer[at : at + part.size].view(dtype).view(array.shape))
         at += part.size

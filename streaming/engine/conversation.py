@@ -11,7 +11,6 @@ ends in the reply's own span, which is withdrawn afterwards, and the reply enter
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING
@@ -51,6 +50,8 @@ from streaming.packets import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from model.image import Patches
@@ -774,7 +775,7 @@ class Conversation:
 
     def _add_sound(self, mel: Tensor) -> None:
         """Add mel frames [T, M] of whole blocks, or of a clip's rest."""
-        for block in mel.split(self._config.audio.block_frames) if len(mel) else ():
+        for block in torch.split(mel, self._config.audio.block_frames) if len(mel) else ():
             rows = num_rows(len(block))
             if not rows:
                 continue

@@ -227,7 +227,8 @@ class Engine:
     def _make_room(self, needed: int) -> bool:
         """Give up unused prefixes until `needed` pages are free in every pool."""
         while any(pool.num_free < needed for pool in self._pools()):
-            if not any([cache.evict() for cache in self._prefixes.values()]):
+            num_evicted = sum(cache.evict() for cache in self._prefixes.values())
+            if not num_evicted:
                 return False
         return True
 

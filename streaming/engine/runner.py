@@ -160,7 +160,8 @@ class Runner:
         """Copy the keys and values of pages, so that a shared beginning stays in one run with what follows it."""
         size = self._page_size
         with torch.inference_mode():
-            paged = self._caches[role].slots.unflatten(1, (-1, size))
+            slots = self._caches[role].slots
+            paged = slots.view(len(slots), -1, size, *slots.shape[2:])
             at = torch.tensor([list(source), list(target)], device=self.omni.device)
             paged[:, at[1]] = paged[:, at[0]]
 
@@ -210,7 +211,7 @@ class Runner:
                 tokens[i] = token
         # Reference quirk: where an encoder's row stood the Talker gets h + 0, not h + e.
         speech_rows = talker_rows(hidden, embedded, inputs.is_given)
-        return StepOutput(tokens, list(speech_rows.split([e.length for e in plan.entries])))
+        return StepOutput(tokens, list(torch.split(speech_rows, [e.length for e in plan.entries])))
 
     def _decode_thinker(self, plan: StepPlan) -> StepOutput:
         inputs = self._pack(plan)

@@ -99,13 +99,14 @@ class Member:
     pace: Pace
     sequences: list[Sequence]
     jobs: dict[Role, deque[Job]] = field(default_factory=dict)
+    last_turn: int = -1
+    """Grows with every time that anyone is served: among equals, who has waited longest goes first."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
     urgency: Urgency
     order: int
-    number: int
     role: Role
     phase: Phase
     group: tuple[object, ...]
@@ -113,8 +114,8 @@ class _Work:
     seq: Sequence | None
 
     @property
-    def key(self) -> tuple[Urgency, int, int]:
-        return self.urgency, self.order, self.number
+    def key(self) -> tuple[Urgency, int, int, int]:
+        return self.urgency, self.order, self.member.last_turn, self.member.number
 
 
 class Scheduler:
@@ -133,6 +134,7 @@ class Scheduler:
         self.starved: list[str] = []
         """Sessions that the last plan passed over for want of pages, the youngest last."""
         self._next_number = 0
+        self._num_served = 0
 
     def add(self, session_id: str, pace: Pace, sequences: list[Sequence]) -> None:
         assert session_id not in self.members
@@ -175,6 +177,9 @@ class Scheduler:
 
     def commit(self, plan: StepPlan) -> None:
         """Record that the plan has run."""
+        for session_id in plan.session_ids:
+            self.members[session_id].last_turn = self._num_served
+            self._num_served += 1
         for entry in plan.entries:
             entry.seq.advance(entry.length)
         for job in plan.jobs:
@@ -236,7 +241,7 @@ class Scheduler:
         group: tuple[object, ...],
         seq: Sequence | None,
     ) -> _Work:
-        return _Work(urgency, ORDER[role, phase], member.number, role, phase, group, member, seq)
+        return _Work(urgency, ORDER[role, phase], role, phase, group, member, seq)
 
     def _urgency(self, pace: Pace, now_ms: float) -> Urgency:
         if pace.stage is Stage.WAITING:

@@ -1,0 +1,183 @@
+"""Bad input and faults: each has its answer, and nobody else notices."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from msgspec.structs import replace
+
+from streaming.engine.engine import Engine
+from streaming.media import ClipKind, ClipStart, FramePair, MediaChunk, VideoFrame
+from streaming.packets import (
+    AppendChunk,
+    AppendImage,
+    AppendPair,
+    AppendText,
+    AudioDelta,
+    CommitTurn,
+    DoneReason,
+    InputRefused,
+    OpenClip,
+    SessionFailed,
+    TextDelta,
+)
+from tests.streaming.engine.driving import GREEDY, Driver, Said, commands_of, speech
+
+CHUNK = MediaChunk(1, 0, bytes(64), is_last=True)
+BAD_TURNS = {
+    "chunk without a clip": ([AppendChunk("a", 0, CHUNK)], "no_clip"),
+    "chunk out of order": (
+        [OpenClip("a", 0, ClipStart(ClipKind.SOUND, 0)), AppendChunk("a", 0, CHUNK)],
+        "out_of_order",
+    ),
+    "commit inside a clip": ([OpenClip("a", 0, ClipStart(ClipKind.SOUND, 0))], "clip_open"),
+    "pair in a clip of sound": (
+        [
+            OpenClip("a", 0, ClipStart(ClipKind.SOUND, 0)),
+            AppendPair("a", 0, FramePair(0, (VideoFrame(0, b""),))),
+        ],
+        "no_video",
+    ),
+}
+
+
+@pytest.mark.parametrize(("commands", "code"), BAD_TURNS.values(), ids=BAD_TURNS.keys())
+def test_bad_input_fails_its_turn_and_leaves_no_trace(new_driver, commands, code: str) -> None:  # type: ignore[no-untyped-def]
+    clean, driver = new_driver(), new_driver()
+    for each in (clean, driver):
+        each.open("a")
+    driver.submit(*commands, CommitTurn("a", 0, GREEDY))
+    driver.run()
+    done = driver.answer("a", 0).done
+    assert done is not None
+    assert (done.reason, done.code) == (DoneReason.FAILED, code)
+    for each in (clean, driver):
+        each.say("a", 1, Said("hello"))
+        each.run()
+    assert driver.answer("a", 1).tokens == clean.answer("a", 1).tokens
+    assert driver.answer("a", 1).codes == clean.answer("a", 1).codes
+
+
+def test_a_turn_of_twenty_minutes_is_refused_with_the_limit(new_driver) -> None:  # type: ignore[no-untyped-def]
+    driver = new_driver(context_tokens=512)
+    driver.open("a")
+    driver.say("a", 0, Said(sound=np.zeros(16_000 * 60 * 20, np.int16)))
+    driver.run()
+    done = driver.answer("a", 0).done
+    assert done is not None
+    assert done.code == "context_full"
+    assert "512" in done.message
+    driver.say("a", 1, Said("hi"))
+    driver.run()
+    assert driver.answer("a", 1).text
+
+
+def test_silence_and_pictures_that_are_none_are_answered(new_driver) -> None:  # type: ignore[no-untyped-def]
+    driver = new_driver()
+    driver.open("a")
+    driver.submit(AppendImage("a", 0, b"no picture"))
+    driver.say("a", 0, Said(sound=np.zeros(16_000, np.int16)))
+    driver.run()
+    assert any(isinstance(r, InputRefused) for r in driver.replies)
+    assert driver.answer("a", 0).tokens
+
+
+def test_two_hundred_sessions_on_a_worker_for_sixteen(new_driver) -> None:  # type: ignore[no-untyped-def]
+    driver = new_driver(num_lanes=16, context_tokens=256)
+    for i in range(200):
+        driver.open(f"s{i}")
+    driver.submit(AppendText("s150", 0, "hello"), CommitTurn("s150", 0, GREEDY))
+    driver.run()
+    refused = [r for r in driver.replies if isinstance(r, SessionFailed)]
+    assert len(refused) == 184
+    assert {r.code for r in refused} == {"worker_full"}
+    assert len(driver.engine.conversations) == 16
+    driver.engine.check_integrity()
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("boom"), torch.OutOfMemoryError("full")])
+def test_a_fault_in_a_step_fails_only_the_sessions_of_that_step(  # type: ignore[no-untyped-def]
+    new_driver, monkeypatch, fault: Exception
+) -> None:
+    driver: Driver = new_driver()
+    for name in ("a", "b"):
+        driver.open(name)
+    driver.run()
+    driver.say("a", 0, Said("hello"))
+    engine: Engine = driver.engine
+    with monkeypatch.context() as patch:
+
+        def broken(plan: object) -> None:
+            raise fault
+
+        patch.setattr(engine.runner, "run", broken)
+        driver.step()
+    driver.say("b", 0, Said("hello"))
+    driver.run()
+    failed = [r for r in driver.replies if isinstance(r, SessionFailed)]
+    assert [r.session_id for r in failed] == ["a"]
+    assert driver.answer("b", 0).text
+    engine.check_integrity()
+
+
+def test_no_reply_gets_further_ahead_than_the_lead(new_driver, omni) -> None:  # type: ignore[no-untyped-def]
+    """Over many windows; and their sound is what the codec makes of the codes by itself."""
+    driver: Driver = new_driver(max_lead_ms=2500)
+    driver.step_ms = 1.0
+    with torch.inference_mode():  # a Talker that never stops, unlike the random one
+        driver.engine.runner._suppressed[list(omni.config.talker.stop_ids)] = True
+    driver.open("a")
+    driver.say("a", 0, Said(sound=speech(1.0)), replace(GREEDY, max_codes=250))
+    conversation = driver.engine.conversations["a"]
+    most = 0.0
+    for _ in range(20_000):
+        if not driver.engine.has_work(driver.now_ms):
+            wake = driver.engine.wake_ms(driver.now_ms)
+            if wake is None:
+                break
+            driver.now_ms = max(driver.now_ms + 1, wake)
+        before = driver.now_ms
+        driver.step()
+        most = max(most, conversation.pace.lead_ms(before))
+    answer = driver.answer("a", 0)
+    assert len(answer.pcm) == 2 * 480 * len(answer.codes)
+    assert len(answer.codes) == 250
+    assert 500 < most <= 2500
+    codec = omni.model.token2wav
+    with torch.inference_mode():
+        condition = codec.condition(omni.voice())[None]
+        expected = codec(torch.tensor([answer.codes]), condition, [0])[0].mul(32767)
+    made = torch.from_numpy(np.frombuffer(answer.pcm, np.int16).copy())
+    assert (made - expected).abs().max() <= 0.51  # rounding to int16
+
+
+def test_speech_can_be_left_out(new_driver) -> None:  # type: ignore[no-untyped-def]
+    driver: Driver = new_driver()
+    driver.open("a")
+    driver.say("a", 0, Said("hello"), replace(GREEDY, speech=False))
+    driver.run()
+    answer = driver.answer("a", 0)
+    assert answer.text
+    assert not answer.pcm
+    assert answer.done is not None
+    assert answer.done.usage.output_audio_tokens == 0
+    assert answer.done.usage.output_text_tokens == len(answer.tokens)
+
+
+def test_nothing_of_a_cancelled_turn_surfaces(new_driver) -> None:  # type: ignore[no-untyped-def]
+    from streaming.packets import CancelTurn
+
+    driver: Driver = new_driver()
+    driver.open("a")
+    driver.say("a", 0, Said("hello"))
+    for _ in range(8):
+        driver.step()
+    driver.submit(
+        CancelTurn("a", 0), *commands_of(Said("more"), "a", 0), CommitTurn("a", 0, GREEDY)
+    )
+    driver.step()
+    driver.run()
+    cancelled = next(i for i, r in enumerate(driver.replies) if r == driver.answer("a", 0).done)
+    assert not any(isinstance(r, TextDelta | AudioDelta) for r in driver.replies[cancelled:])
+    assert not driver.engine.has_work(driver.now_ms)
