@@ -4,10 +4,12 @@ VENV ?= .venv
 # Another package index for torch, e.g. make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
-WAV ?= question.wav
+WAV ?= tests/streaming/one_two_three.wav
 MODEL ?= build/omni-random
+# Random weights would talk until the limit.
+TALK_OPTIONS ?= $(if $(findstring build/,$(MODEL)),--max-text-tokens 40 --max-codes 200)
 
-.PHONY: help install format lint types test test-gpu check answer bench clean
+.PHONY: help install format lint types test test-gpu check talk bench clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -37,8 +39,8 @@ test-gpu: install  ## the tests that need a CUDA device
 
 check: lint types test  ## what a change must pass
 
-answer: install $(MODEL)  ## answer a spoken question: make answer WAV=question.wav MODEL=folder-or-hub-name
-	$(BIN)/python -m model $(WAV) --model $(MODEL)
+talk: install $(if $(findstring build/,$(MODEL)),$(MODEL))  ## ask a spoken question: make talk WAV=question.wav MODEL=folder-or-hub-name
+	$(BIN)/parley talk $(WAV) --model $(MODEL) $(TALK_OPTIONS)
 
 build/omni-random: | install  # random weights: noise, but every step as in a real checkpoint
 	$(BIN)/python -m recipes.random_checkpoint $@
