@@ -106,8 +106,10 @@ def train(stage: Stage, out: Path, limits: Budget) -> None:
         progress, averages = _load(stage, out / "state.pt")
         log.info("resumed step=%d best=%.4f", progress["step"], progress["best"])
     asked_to_stop: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, _: asked_to_stop.append(received))
+    former = {
+        number: signal.signal(number, lambda received, _: asked_to_stop.append(received))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     began, sums, count = time.monotonic(), dict[str, float](), 0
     while progress["step"] < limits.steps and progress["stale"] < limits.patience:
         step = progress["step"]
@@ -124,16 +126,15 @@ def train(stage: Stage, out: Path, limits: Budget) -> None:
                 time.monotonic() - began,
             )
             sums, count = {}, 0
-        spent = (time.monotonic() - began) / 60 > limits.minutes
-        if (
-            progress["step"] % limits.validate_every == 0
-            or progress["step"] == limits.steps
-            or spent
-        ):
+        spent = bool(asked_to_stop) or (time.monotonic() - began) / 60 > limits.minutes
+        last = spent or progress["step"] == limits.steps
+        if last or progress["step"] % limits.validate_every == 0:
             _validate(stage, out, progress, averages)
             _save(stage, out / "state.pt", progress, averages)
-        if spent:
+        if last:
             break
+    for number, handler in former.items():
+        signal.signal(number, handler)
     log.info("stopped step=%d best=%.4f", progress["step"], progress["best"])
 
 

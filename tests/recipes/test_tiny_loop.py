@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,6 +66,17 @@ def test_the_best_average_is_kept_and_patience_ends_the_run(tmp_path: Path) -> N
     best = loop.load_average(tmp_path, "line")
     newest = loop.load_average(tmp_path, "line", best=False)
     assert not torch.equal(best["weight"], newest["weight"])
+
+
+def test_a_request_to_stop_saves_first(tmp_path: Path) -> None:
+    class Stopped(Line):
+        def train_step(self, step: int, rng: np.random.Generator) -> dict[str, float]:
+            if step == 4:
+                signal.raise_signal(signal.SIGTERM)
+            return super().train_step(step, rng)
+
+    loop.train(Stopped(), tmp_path, limits(12))
+    assert torch.load(tmp_path / "state.pt")["progress"]["step"] == 5
 
 
 def test_a_new_run_may_start_from_shipped_weights(tmp_path: Path) -> None:
