@@ -1,4 +1,4 @@
-"""How far the streamed codec decode is from the whole clip: the tables of `docs/parts/codec.md`.
+"""How far the streamed codec decode is from the whole clip: the tables of `docs/details/codec.md`.
 
     python -m benchmarks.codec_distance [--codes 144] [--checkpoint FOLDER]
 

@@ -80,6 +80,7 @@ class ReplyText:
         self._seen = prompt.seen.clone()
         self.rows: list[Tensor] = []
         """Reply rows h + e [1, H], one per forwarded token."""
+        self.forwarded: list[int] = []
         self.num_tokens = 0
         self.token_id = self._draw(prompt.last_hidden)
 
@@ -100,6 +101,7 @@ class ReplyText:
         embedded = self._omni.model.thinker.embed(ids)
         hidden = self._prompt.thinker.extend(embedded, self._prompt.timeline.text(1))
         self.rows.append(talker_rows(hidden, embedded))
+        self.forwarded.append(self.token_id)
         self.token_id = self._draw(hidden)
         return self.rows[-1]
 
@@ -241,6 +243,7 @@ class Reply:
 
         The Thinker has it in its cache already. To the Talker it was a stream; now it enters as prompt rows.
         """
+        self._prompt.seen[0, self._text.forwarded] = True
         if self._prompt.talker is None:
             return
         if self._speech is not None:

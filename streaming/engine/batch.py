@@ -157,7 +157,7 @@ def _copy(
     device: torch.device,
 ) -> list[Tensor]:
     """Arrays to the device in one piece; what comes back are views of it."""
-    arrays: list[np.ndarray[tuple[int, ...], np.dtype[np.int64 | np.int32]]] = [*longs, *ints]  # type: ignore[list-item]  # invariant in its element type
+    arrays: list[np.ndarray[tuple[int, ...], np.dtype[np.int64 | np.int32]]] = [*longs, *ints]
     parts = [np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in arrays]
     buffer = torch.from_numpy(np.concatenate(parts))
     if device.type == "cuda":

@@ -73,6 +73,8 @@ TurnCommand = (
     | CancelTurn
     | TruncateTurn
 )
+READING_MS = 50
+"""How soon the next token of a reply without sound is due: 20 a second are read faster than spoken."""
 MAX_WAITING_COMMANDS = 4096
 """Input of the next turn while a reply still runs: over an hour of sound with camera."""
 
@@ -291,6 +293,8 @@ class Conversation:
         reply.feed.put(self._shared.runner.row_slot(self.lane, reply.num_rows))
         self._prompt_ids.append(reply.tokens[reply.num_rows])
         reply.num_rows += 1
+        if reply.is_sound_done:
+            self.pace.listen(now_ms + READING_MS)  # text is read, not played: nothing runs dry
         self._take_text_token(token, now_ms)
 
     def talker_decoded(self, code: int, now_ms: float) -> None:
@@ -319,7 +323,7 @@ class Conversation:
             self.pace.deliver(len(pcm) // 2, now_ms)
         if is_last:
             reply.is_sound_done = True
-            self.pace.has_lead_limit = False  # there is no sound left to be ahead with
+            self.pace.listen(now_ms + READING_MS)  # no sound is left to run dry or be ahead
             self._finish_if_done(now_ms)
 
     # ---- commands

@@ -69,7 +69,7 @@ class Entry:
 
     @property
     def draws_token(self) -> bool:
-        """The last row of this entry is one to sample from: always in a decode, and at the end of a committed prompt."""
+        """The last row is one to sample from: always in a decode, and at the end of a committed prompt."""
         seq = self.seq
         return not seq.pending or (seq.wants_token and self.length == seq.num_pending)
 

@@ -301,6 +301,17 @@ def test_a_reply_that_ends_early_equals_the_reference(  # type: ignore[no-untype
     assert answer.codes == expected.codes
 
 
+def test_a_later_turn_is_penalised_for_what_earlier_replies_said(omni) -> None:  # type: ignore[no-untyped-def]
+    """The reference's penalty looks at every id before the new token, earlier replies included."""
+    chat = Chat(omni, SYSTEM)
+    give(chat, CASES["text"])
+    tokens = collect(chat.reply(replace(GREEDY_REPLY, max_text_tokens=4))).tokens
+    new = [t for t in tokens if not chat.prompt.seen[0, t]]
+    assert new
+    give(chat, CASES["text"])
+    assert chat.prompt.seen[0, new].all()
+
+
 def test_a_reply_of_nothing_but_its_end_still_speaks_and_closes(omni) -> None:  # type: ignore[no-untyped-def]
     """The reference crashes here (an empty list of hidden states); we follow its rule for the row stream."""
     first = answer_of(omni, CASES["text"]).tokens[0]

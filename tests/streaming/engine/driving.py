@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from model.chat import Chat
 from model.reply import AudioDelta as ChatAudio
 from model.reply import CodeDelta
 from model.reply import ReplyOptions as ChatOptions
@@ -45,6 +44,7 @@ from streaming.packets import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from model.chat import Chat
     from streaming.engine.engine import Engine
     from streaming.packets import Command, Reply
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 import torch
 from msgspec.structs import replace
 
-from streaming.engine.engine import Engine
 from streaming.media import ClipKind, ClipStart, FramePair, MediaChunk, VideoFrame
 from streaming.packets import (
     AppendChunk,
@@ -23,6 +24,9 @@ from streaming.packets import (
     TextDelta,
 )
 from tests.streaming.engine.driving import GREEDY, Driver, Said, commands_of, speech
+
+if TYPE_CHECKING:
+    from streaming.engine.engine import Engine
 
 CHUNK = MediaChunk(1, 0, bytes(64), is_last=True)
 BAD_TURNS = {
