@@ -22,7 +22,6 @@ from torch import Tensor
 from model.chat import Chat
 from model.mel import SAMPLE_RATE
 from model.omni import Omni, load
-from model.prompt import SPEECH_SYSTEM_PROMPT
 from model.reply import AudioDelta, CodeDelta, ReplyDelta, ReplyOptions, TextDelta
 from model.sampling import TALKER_SAMPLING, Sampling
 
@@ -69,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("question", type=Path, help="sound file with the question")
     parser.add_argument("--model", required=True, help="checkpoint folder or hub name")
     parser.add_argument("--text", default="", help="text to add after the question")
-    parser.add_argument("--system", default=SPEECH_SYSTEM_PROMPT, help="system prompt")
+    parser.add_argument("--system", help="system prompt; default: the checkpoint's own")
     parser.add_argument("--out", type=Path, default=Path("reply.wav"), help="WAV to write")
     parser.add_argument("--voice", help="default: the checkpoint's first")
     parser.add_argument("--temperature", type=float, default=0.0, help="of the text; 0 is greedy")

@@ -18,7 +18,7 @@ from model.image import Frame, Grid, Patches, image_patches, pair_patches, video
 from model.interleave import Interleaver
 from model.mel import LogMel
 from model.prefill import Prompt
-from model.prompt import SPEECH_SYSTEM_PROMPT, PromptWriter
+from model.prompt import PromptWriter
 from model.reply import Reply, ReplyDelta, ReplyOptions
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ class Chat:
     """
 
     def __init__(
-        self, omni: Omni, system: str = SPEECH_SYSTEM_PROMPT, *, capacity: int | None = None
+        self, omni: Omni, system: str | None = None, *, capacity: int | None = None
     ) -> None:
-        """`capacity` is the longest conversation in tokens; the checkpoint's limit if None."""
+        """`system` None is the prompt the checkpoint was trained with, empty is none; `capacity` None its token limit."""
         config = omni.config.thinker
         self.omni = omni
         self.prompt = Prompt(omni, capacity or config.decoder.max_position_embeddings)
@@ -61,9 +61,7 @@ class Chat:
         self._video: OpenVideo | None = None
         self._last_reply: Reply | None = None
         self._is_turn_open = False
-        self.prompt.add_tokens(self._writer.open_message("system"))
-        self._writer.text(system)
-        self.prompt.add_tokens(self._writer.close_message())
+        self._write_system(omni.system_prompt if system is None else system)
 
     def text(self, text: str) -> None:
         """Add text to the user's turn. Strings that look like control tokens are only text."""
@@ -140,6 +138,12 @@ class Chat:
         self._is_turn_open = False
         self._last_reply = Reply(self.prompt, self.omni, options or ReplyOptions())
         yield from self._last_reply.run()
+
+    def _write_system(self, text: str) -> None:
+        if text:
+            self.prompt.add_tokens(self._writer.open_message("system"))
+            self._writer.text(text)
+            self.prompt.add_tokens(self._writer.close_message())
 
     def _open_turn(self) -> None:
         if self._is_turn_open:

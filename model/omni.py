@@ -25,6 +25,7 @@ from model.config import OmniConfig
 from model.cpu_linear import Int8Linear, PrepackedLinear, suits_onednn
 from model.image import ImageSettings
 from model.layers import PackedLinear
+from model.prompt import SPEECH_SYSTEM_PROMPT
 from model.talker import Talker
 from model.thinker import Thinker
 from model.tokenizer import TextTokenizer
@@ -84,6 +85,8 @@ class Omni:
     images: ImageSettings
     end_ids: frozenset[int]
     """Text tokens that end a reply."""
+    system_prompt: str
+    """What the checkpoint was trained to speak under: its `system_prompt.txt`, else the published one."""
     device: torch.device
     dtype: torch.dtype
 
@@ -146,6 +149,7 @@ def load(
         voices=_load_voices(folder, config),
         images=images,
         end_ids=frozenset((tokenizer.im_end_id, *_listed_end_ids(folder))),
+        system_prompt=_system_prompt(folder),
         device=device,
         dtype=dtype,
     )
@@ -208,6 +212,11 @@ def _image_settings(folder: Path) -> ImageSettings:
         return ImageSettings.from_json(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise CheckpointError(f"{path} cannot be used: {error}") from None
+
+
+def _system_prompt(folder: Path) -> str:
+    path = folder / "system_prompt.txt"
+    return path.read_text(encoding="utf-8").strip() if path.exists() else SPEECH_SYSTEM_PROMPT
 
 
 def _listed_end_ids(folder: Path) -> list[int]:

@@ -169,6 +169,7 @@ def write(folder: Path, trained: Path, tensors: dict[str, Tensor], dtype: torch.
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(tree.CONFIG, indent=2) + "\n")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2]}) + "\n")
+    (folder / "system_prompt.txt").write_text(tree.SYSTEM_PROMPT + "\n")
     tokenizer(Gguf.open(smollm2_path())).save(str(folder / "tokenizer.json"))
     shutil.copyfile(trained / "voices.safetensors", folder / "voices.safetensors")
     part = folder / "model.safetensors.part"

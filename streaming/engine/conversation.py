@@ -20,7 +20,7 @@ import torch
 
 from model.audio_encoder import num_rows
 from model.image import Grid, image_patches, pair_patches, video_grid
-from model.prompt import SPEECH_SYSTEM_PROMPT, PromptWriter
+from model.prompt import PromptWriter
 from model.rope import Timeline
 from model.sampling import GREEDY, TALKER_SAMPLING, Sampling
 from model.windows import Progress
@@ -742,7 +742,7 @@ class Conversation:
     # ---- prompt
 
     def _write_system(self, system: str | None) -> None:
-        prompt = SPEECH_SYSTEM_PROMPT if system is None else system
+        prompt = self._shared.omni.system_prompt if system is None else system
         if prompt:
             self._add_tokens(self._writer.open_message("system"))
             self._writer.text(prompt)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from model.chat import Chat
 from model.checkpoint import CheckpointError, LoadProgress, locate
 from model.config import ConfigError
 from model.omni import LM_HEAD, load
@@ -167,6 +168,15 @@ def test_a_text_only_load_leaves_speech_out(folder: Path) -> None:
     assert omni.model.talker is None
     assert omni.model.token2wav is None
     assert omni.voices == {}
+
+
+def test_a_checkpoint_may_bring_its_own_system_prompt(folder: Path) -> None:
+    assert load(folder).system_prompt.startswith("You are Qwen")
+    (folder / "system_prompt.txt").write_text("Say little.\n")
+    omni = load(folder, dtype=torch.float32)
+    own, same, other = Chat(omni), Chat(omni, "Say little."), Chat(omni, "")
+    assert torch.equal(own.prompt.last_hidden, same.prompt.last_hidden)
+    assert own.prompt.thinker.length > other.prompt.thinker.length == 0
 
 
 def test_an_unknown_voice_lists_the_known_ones(checkpoint_dir: Path) -> None:
