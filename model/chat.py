@@ -49,7 +49,7 @@ class Chat:
     def __init__(
         self, omni: Omni, system: str | None = None, *, capacity: int | None = None
     ) -> None:
-        """`system` None is the prompt the checkpoint was trained with, empty is none; `capacity` None its token limit."""
+        """`system` None: the prompt the checkpoint was trained with, "": none; `capacity` None: its limit in tokens."""
         config = omni.config.thinker
         self.omni = omni
         self.prompt = Prompt(omni, capacity or config.decoder.max_position_embeddings)
