@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from model.audio_encoder import AudioEncoder
@@ -53,8 +52,3 @@ def talker_rows(hidden: Tensor, embedded: Tensor, is_placeholder: Tensor | None 
     if is_placeholder is None:
         return hidden + embedded
     return hidden + embedded.masked_fill(is_placeholder[:, None], 0)
-
-
-def last_rows(batch: ForwardBatch) -> Tensor:
-    """Index of the last row of each sequence in a packed batch [B]."""
-    return (batch.cu_seqlens_q[1:] - 1).to(torch.int64)

@@ -274,10 +274,6 @@ class Conversation:
 
     # ---- what was computed
 
-    def rows_done(self, segment: Segment, rows: Tensor) -> None:
-        """An encoder has made the rows of a segment."""
-        segment.rows = rows
-
     def thinker_prefilled(self, segment: Segment | None, token: int | None, now_ms: float) -> None:
         """Rows of the prompt are computed; `segment` holds what the Talker is fed for them."""
         if self.talker is not None and segment is not None:

@@ -165,10 +165,6 @@ class Runner:
             at = torch.tensor([list(source), list(target)], device=self.omni.device)
             paged[:, at[1]] = paged[:, at[0]]
 
-    @property
-    def num_cache_bytes(self) -> int:
-        return sum(cache.num_bytes for cache in self._caches.values())
-
     def _cache(self, config: object, num_pages: int) -> KVCache:
         return KVCache(
             config,  # type: ignore[arg-type]  # modules do not carry the type of their config
