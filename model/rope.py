@@ -139,8 +139,14 @@ class RotaryTable:
     def cos_sin(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Factors for `rotate` at `positions` [3, N], each [N, 1, D]: float32 inside, cast before use."""
         angles = positions[self.axis].T.float() * self.inv_freq  # [N, D/2]
-        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-        return torch.cat((cos, cos), dim=1)[:, None], torch.cat((-sin, sin), dim=1)[:, None]
+        cos, signed_sin = rotation_factors(angles)
+        return cos.to(dtype), signed_sin.to(dtype)
+
+
+def rotation_factors(angles: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors for `rotate`, each [N, 1, D], of `angles` [N, D/2]."""
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=1)[:, None], torch.cat((-sin, sin), dim=1)[:, None]
 
 
 def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:

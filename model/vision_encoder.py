@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.image import PUBLISHED, Grid, ImageSettings, Patches, normalize
+from model.rope import rotate, rotation_factors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +65,7 @@ class VisionPlan:
 
     order: Tensor  # [rows] the caller's index of each row, in the order of computing
     inverse: Tensor  # [rows] back again
-    cos: Tensor  # [N, 1, D/2] float32, of the rotary angles
+    cos: Tensor  # [N, 1, D] float32, factors for `rotate`
     sin: Tensor
     windows: Spans
     pairs: Spans
@@ -197,8 +198,9 @@ class VisionAttention(nn.Module):
 
     def forward(self, x: Tensor, spans: Spans, cos: Tensor, sin: Tensor) -> Tensor:
         heads = (self.num_heads, -1)
-        q = rotate(self.q(x).unflatten(-1, heads), cos, sin)  # [N, H, D]
-        k = rotate(self.k(x).unflatten(-1, heads), cos, sin)
+        # The reference turns in float32 whatever the model's precision.
+        q = rotate(self.q(x).unflatten(-1, heads).float(), cos, sin).to(x.dtype)  # [N, H, D]
+        k = rotate(self.k(x).unflatten(-1, heads).float(), cos, sin).to(x.dtype)
         v = self.v(x).unflatten(-1, heads)
         y: Tensor = self.proj(attend(q, k, v, spans).flatten(1))
         return y
@@ -250,16 +252,6 @@ class PatchMerger(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.mlp(self.ln_q(x).view(-1, self.size))
         return y
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x [N, H, D] by the angles of cos, sin [N, 1, D/2]; halves form the pairs. Computed in
-    float32."""
-    a, b = x.float().chunk(2, dim=-1)
-    turned = torch.cat(
-        (torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)), dim=-1
-    )
-    return turned.to(x.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, spans: Spans) -> Tensor:
@@ -344,13 +336,11 @@ def _runs(span_rows: Indices, patches_per_row: int) -> tuple[tuple[int, int], ..
 
 
 def _rotary(i: Indices, j: Indices, config: VisionConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin [N, 1, D/2] of patches at rows i, j: half the angles turn with height, half with
-    width."""
+    """Factors for `rotate` of patches at rows i, j: half the angles turn with height, half with width."""
     merge = config.spatial_merge_size
     half = config.hidden_size // config.num_heads // 2
     frequency = 1.0 / (ROPE_THETA ** (torch.arange(0, half, 2, dtype=torch.float32) / half))
     down, across = np.divmod(np.arange(merge**2), merge)  # patches of a row, in their order
     y, x = (i[:, None] * merge + down).ravel(), (j[:, None] * merge + across).ravel()
     places = torch.from_numpy(np.stack((y, x), axis=1)).float()
-    angles = (places[:, :, None] * frequency).flatten(1).unsqueeze(1)  # [N, 1, D/2]
-    return angles.cos(), angles.sin()
+    return rotation_factors((places[:, :, None] * frequency).flatten(1))  # [N, D/2]
