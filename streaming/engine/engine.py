@@ -18,9 +18,8 @@ from streaming.engine.conversation import Conversation, Shared, TurnState
 from streaming.engine.pages import IntegrityError, PagePool, PrefixCache
 from streaming.engine.runner import EncodeContent, Runner, StepOutput, WindowContent
 from streaming.engine.scheduler import Limits, Scheduler, StepPlan
-from streaming.engine.sequence import Phase, Role, Segment
+from streaming.engine.sequence import SAMPLES_PER_MS, Phase, Role, Segment
 from streaming.errors import RequestFailed
-from streaming.media import OUTPUT_SAMPLES_PER_CODE
 from streaming.packets import (
     Capacity,
     CloseSession,
@@ -141,7 +140,7 @@ class Engine:
         if codec is not None:
             codes = codec.planner.schedule.max_blocks * codec.planner.block_codes
             # The rest of a reply: a full window and all but one code of the next leave together.
-            window_ms = 2 * codes * OUTPUT_SAMPLES_PER_CODE / 24
+            window_ms = 2 * codes * codec.config.samples_per_code / SAMPLES_PER_MS
         if window_ms >= config.max_lead_ms:
             raise ValueError(
                 f"max_lead_ms {config.max_lead_ms} must be above {window_ms:.0f}, the most sound that one "

@@ -7,8 +7,9 @@ kind of work joins. Urgency, in this order:
     2. first packets (and every reply nobody has heard of yet): due now, the longest waiting first
     3. all other playouts and what is heard while a user speaks, by the moment it is due
 
-A reply whose next window could put it more than `max_lead_ms` ahead of its playback is not runnable at all. Within one
-session the later stage goes first, so that what is begun gets out; the Thinker is then one row ahead of the Talker.
+A reply that is held, or whose next window could put it more than `max_lead_ms` ahead of its playback, is not runnable.
+Within one session the later stage goes first, so that what is begun gets out; the Thinker is then one row ahead of the
+Talker.
 """
 
 from __future__ import annotations
@@ -196,7 +197,9 @@ class Scheduler:
         times = [
             m.pace.due_ms + self.limits.window_ms - self.limits.max_lead_ms
             for m in self.members.values()
-            if self._is_ahead(m.pace, now_ms) and any(self._works_of(m, now_ms))
+            if not m.pace.is_held
+            and self._is_ahead(m.pace, now_ms)
+            and any(self._works_of(m, now_ms))
         ]
         return min(times, default=None)
 
@@ -216,7 +219,7 @@ class Scheduler:
 
     def _runnable(self, now_ms: float) -> Iterator[_Work]:
         for member in self.members.values():
-            if not self._is_ahead(member.pace, now_ms):
+            if not self._must_wait(member.pace, now_ms):
                 yield from self._works_of(member, now_ms)
 
     def _works_of(self, member: Member, now_ms: float) -> Iterator[_Work]:
@@ -249,6 +252,9 @@ class Scheduler:
         if pace.stage is Stage.PLAYING and pace.due_ms - now_ms < self.limits.guard_ms:
             return 0, pace.due_ms
         return 2, pace.due_ms
+
+    def _must_wait(self, pace: Pace, now_ms: float) -> bool:
+        return pace.is_held or self._is_ahead(pace, now_ms)
 
     def _is_ahead(self, pace: Pace, now_ms: float) -> bool:
         # A lead below a hundredth of a millisecond is a rounding error, not a lead.
