@@ -25,7 +25,7 @@ from model.rope import Timeline
 from model.sampling import GREEDY, TALKER_SAMPLING, Sampling
 from model.windows import Progress
 from streaming.engine.alignment import SpeakingRate, heard_tokens
-from streaming.engine.frames import decode_picture
+from streaming.engine.pictures import Pictures
 from streaming.engine.runner import EncodeContent, WindowContent
 from streaming.engine.sequence import DecodeInput, Job, Pace, Role, Segment, Sequence
 from streaming.engine.spoken_text import SpokenText
@@ -33,7 +33,6 @@ from streaming.errors import RequestFailed
 from streaming.media import ClipKind
 from streaming.packets import (
     AppendChunk,
-    AppendImage,
     AppendPair,
     AppendText,
     AudioDelta,
@@ -62,16 +61,17 @@ if TYPE_CHECKING:
     from model.omni import Omni
     from model.tokenizer import TextStream
     from streaming.engine.config import EngineConfig
+    from streaming.engine.pictures import Picture
     from streaming.engine.runner import Runner
     from streaming.engine.scheduler import Scheduler
+    from streaming.media import FramePair
     from streaming.packets import ReplyOptions, SamplingOptions, SessionSettings
 
 TurnCommand = (
     OpenClip
-    | AppendPair
     | AppendChunk
     | AppendText
-    | AppendImage
+    | Pictures
     | CommitTurn
     | CancelTurn
     | HoldTurn
@@ -354,14 +354,14 @@ class Conversation:
         match command:
             case OpenClip():
                 self._open_clip(command.start.kind)
-            case AppendPair():
-                self._append_pair(command)
+            case Pictures(AppendPair(pair=pair)):
+                self._append_pair(pair, command)
+            case Pictures():
+                self._append_image(command)
             case AppendChunk():
                 self._append_chunk(command)
             case AppendText():
                 self._append_text(command)
-            case AppendImage():
-                self._append_image(command)
             case CommitTurn():
                 self._commit(command.options, now_ms)
 
@@ -417,8 +417,8 @@ class Conversation:
         markers = [config.vision_start_token_id, config.audio_start_token_id][: 1 + has_sound]
         self._add_tokens(markers, self._timeline.open_segment(with_audio=has_sound))
 
-    def _append_pair(self, command: AppendPair) -> None:
-        clip, pair = self._current_clip(), command.pair
+    def _append_pair(self, pair: FramePair, pictures: Pictures) -> None:
+        clip = self._current_clip()
         if not clip.is_video:
             raise RequestFailed("no_video", "a frame pair came in a clip of sound alone")
         if pair.index < clip.num_pairs or (clip.has_sound and pair.chunk_index != clip.num_chunks):
@@ -426,13 +426,10 @@ class Conversation:
                 "out_of_order", f"frame pair {pair.index} came after chunk {clip.num_chunks}"
             )
         try:
-            frames = [self._picture(f.jpeg) for f in pair.frames]
-            clip.grid = clip.grid or video_grid(frames[0], self._shared.omni.images)
-            second = frames[1] if len(frames) > 1 else None
-            patches = pair_patches(
-                frames[0], second, grid=clip.grid, settings=self._shared.omni.images
-            )
-        except (ValueError, IndexError) as fault:
+            first, second = _one_or_two(pictures)
+            clip.grid = clip.grid or video_grid(first, self._shared.omni.images)
+            patches = pair_patches(first, second, grid=clip.grid, settings=self._shared.omni.images)
+        except ValueError as fault:
             self._refuse("invalid_image", f"frame pair {pair.index}: {fault}")
             return
         clip.num_pairs = pair.index + 1
@@ -462,11 +459,11 @@ class Conversation:
         self._open_message(command.role)
         self._writer.text(command.text)
 
-    def _append_image(self, command: AppendImage) -> None:
+    def _append_image(self, pictures: Pictures) -> None:
         if self._clip is not None:
             raise RequestFailed("clip_open", "an image came inside a clip")
         try:
-            patches = image_patches(self._picture(command.image), self._shared.omni.images)
+            patches = image_patches(_one_or_two(pictures)[0], self._shared.omni.images)
         except ValueError as fault:
             self._refuse("invalid_image", str(fault))
             return
@@ -814,9 +811,6 @@ class Conversation:
             raise RequestFailed("no_clip", "media came outside a clip; open one first")
         return self._clip
 
-    def _picture(self, encoded: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        return decode_picture(encoded, self._shared.config.max_image_pixels)
-
     def _add_sound(self, mel: Tensor) -> None:
         """Add mel frames [T, M] of whole blocks, or of a clip's rest."""
         for block in torch.split(mel, self._config.audio.block_frames) if len(mel) else ():
@@ -928,6 +922,13 @@ class Conversation:
 
     def _sequence(self, seq_id: int, role: Role) -> Sequence:
         return Sequence(seq_id, self.session_id, role, self.lane, self.pace)
+
+
+def _one_or_two(pictures: Pictures) -> tuple[Picture, Picture | None]:
+    """Raises ValueError if there are none."""
+    if pictures.fault is not None or not pictures.pixels:
+        raise ValueError(pictures.fault or "no picture")
+    return pictures.pixels[0], pictures.pixels[1] if len(pictures.pixels) > 1 else None
 
 
 def _sampling(options: SamplingOptions | None, default: Sampling) -> Sampling:
