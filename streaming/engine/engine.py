@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from model.mel import LogMel
-from streaming.engine.conversation import Conversation, Shared, TurnState
+from streaming.engine.conversation import Conversation, TurnState
 from streaming.engine.pages import IntegrityError, PagePool, PrefixCache
 from streaming.engine.pictures import Pictures, decode_pictures
 from streaming.engine.runner import EncodeContent, Runner, StepOutput, WindowContent
 from streaming.engine.scheduler import Limits, Scheduler, StepPlan
 from streaming.engine.sequence import SAMPLES_PER_MS, Phase, Role, Segment
+from streaming.engine.shared import Shared
 from streaming.errors import RequestFailed
 from streaming.packets import (
     AppendImage,
@@ -195,14 +196,14 @@ class Engine:
             code = fault.code if isinstance(fault, RequestFailed) else "invalid_settings"
             self._refuse(session_id, code, str(fault))
             return
-        needed = -(-len(opened.prompt_ids) // self.config.page_size) + 1
+        needed = -(-len(opened.prompt.ids) // self.config.page_size) + 1
         if any(pool.num_free < needed and not self._make_room(needed) for pool in self._pools()):
             self._refuse(session_id, "worker_full", "too few pages are free for the system prompt")
             return
         self._num_opened += 1
         self._free_lanes.popleft()
         self.conversations[session_id] = opened
-        self.scheduler.add(session_id, opened.pace, opened.sequences)
+        self.scheduler.add(session_id, opened.pace, opened.prompt.sequences)
         self._use_prefix(opened)
         self._outbox.append(SessionOpened(session_id))
 
@@ -247,14 +248,14 @@ class Engine:
 
     def _use_prefix(self, opened: Conversation) -> None:
         """Take over the keys and values of a system prompt that another session has computed."""
-        ids = opened.prompt_ids
-        found = [self._prefixes[s.role].lookup(ids) for s in opened.sequences]
+        ids = opened.prompt.ids
+        found = [self._prefixes[s.role].lookup(ids) for s in opened.prompt.sequences]
         if not all(found):
-            for seq, pages in zip(opened.sequences, found, strict=True):
+            for seq, pages in zip(opened.prompt.sequences, found, strict=True):
                 self.scheduler.pools[seq.role].release(pages)
             self._unshared[opened.session_id] = ids
             return
-        for seq, pages in zip(opened.sequences, found, strict=True):
+        for seq, pages in zip(opened.prompt.sequences, found, strict=True):
             self._adopt(seq.role, pages, seq.pages)
             seq.skip(len(pages) * self.config.page_size)
 
@@ -274,8 +275,8 @@ class Engine:
             conversation = self.conversations.get(session_id)
             if ids is None or conversation is None:
                 continue
-            if all(s.num_computed >= len(ids) for s in conversation.sequences):
-                for seq in conversation.sequences:
+            if all(s.num_computed >= len(ids) for s in conversation.prompt.sequences):
+                for seq in conversation.prompt.sequences:
                     self._prefixes[seq.role].insert(ids, seq.pages)
                 del self._unshared[session_id]
 
