@@ -203,7 +203,12 @@ def load_model(config: EngineConfig, report: Callable[[str, float], None]) -> Om
 
     dtype = DTYPES[config.dtype]
     return load(
-        config.model, device=config.device, dtype=dtype, weights=config.weights, progress=progress
+        config.model,
+        device=config.device,
+        dtype=dtype,
+        weights=config.weights,
+        solver=config.solver,
+        progress=progress,
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from model.codec.solver import SolverConfig
+from model.config import SolverConfig
 from model.omni import Omni, load
 from streaming.engine.config import EngineConfig
 from streaming.engine.engine import Engine
