@@ -101,9 +101,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     lanes, longest = max(args.batches), max(args.contexts)
-    page = EngineConfig().page_size
+    page = 256  # what any kernel can live with
     tokens = max(longest, lanes * min(args.contexts)) + page * (lanes + 2)
-    config = EngineConfig(num_lanes=lanes, num_pages=tokens // page, context_tokens=2048)
+    config = EngineConfig(
+        num_lanes=lanes, num_pages=tokens // page, page_size=page, context_tokens=2048
+    )
     engine = Engine(load(args.model, device=args.device), config)
     roles = [role for role in (Role.THINKER, Role.TALKER) if role in engine.scheduler.pools]
     shapes = [(b, min(args.contexts)) for b in args.batches] + [(1, c) for c in args.contexts[1:]]

@@ -189,6 +189,16 @@ def choose_attention(device: torch.device, dtype: torch.dtype) -> Attention:
     return _attend_cuda_torch
 
 
+def cost_is_by_context(attend: Attention | None) -> bool:
+    """The kernel reads no more than the tokens there are, however wide the page table is."""
+    return attend is _attend_flash
+
+
+def preferred_page_size(attend: Attention | None) -> int:
+    """Slots per page that the kernel asks for; small ones waste less where it does not care."""
+    return 256 if attend is _attend_flash else 16
+
+
 def _attend_cuda_torch(q: Tensor, kv: Tensor, batch: ForwardBatch) -> Tensor:
     return attend_gather(q, kv, batch) if batch.is_decode else attend_torch(q, kv, batch)
 

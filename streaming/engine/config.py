@@ -23,7 +23,7 @@ class EngineConfig:
     Args:
         model: checkpoint folder or hub name.
         num_lanes: sessions at the same time.
-        page_size: key-value positions per page.
+        page_size: key-value positions per page; 0 takes what the attention kernel wants.
         num_pages: pages of Thinker and of Talker each; None gives every lane a full context.
         context_tokens: longest conversation; None is the checkpoint's limit.
         prefill_tokens: most rows of one prefill step; what a playing session may have to wait for.
@@ -44,7 +44,7 @@ class EngineConfig:
     dtype: Dtype = "auto"
     weights: Weights = "plain"
     num_lanes: int = 16
-    page_size: int = 16
+    page_size: int = 0
     num_pages: int | None = None
     context_tokens: int | None = None
     prefill_tokens: int = 128
@@ -62,13 +62,13 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "num_lanes", "page_size", "prefill_tokens", "encode_blocks", "encode_patches", "max_text_tokens",
+            "num_lanes", "prefill_tokens", "encode_blocks", "encode_patches", "max_text_tokens",
             "max_codes", "max_image_pixels", "threads",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise EngineConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         _ = self.solver
-        for name in ("guard_ms", "max_prefixes"):
+        for name in ("guard_ms", "max_prefixes", "page_size"):
             if getattr(self, name) < 0:
                 raise EngineConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
         for name in ("num_pages", "context_tokens"):

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from model.attention import preferred_page_size
 from model.mel import LogMel
 from streaming.engine.conversation import Conversation, TurnState
 from streaming.engine.pages import IntegrityError, PagePool, PrefixCache
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from model.omni import Omni
     from streaming.engine.config import EngineConfig
     from streaming.engine.conversation import TurnCommand
+    from streaming.engine.graphs import Capture
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +56,15 @@ class EngineDead(RuntimeError):
 class Engine:
     """Many conversations on one checkpoint."""
 
-    def __init__(self, omni: Omni, config: EngineConfig) -> None:
-        """Raises EngineConfigError or ValueError for settings that do not fit the checkpoint."""
+    def __init__(self, omni: Omni, config: EngineConfig, capture: Capture | None = None) -> None:
+        """`capture`: see `Runner`.
+
+        Raises:
+            ValueError: settings that do not fit the checkpoint.
+        """
         limit = omni.config.thinker.decoder.max_position_embeddings
+        wanted = preferred_page_size(omni.model.thinker.model.attend)
+        config = replace(config, page_size=config.page_size or wanted)
         self.omni, self.config = omni, config
         self.context_tokens = min(config.context_tokens or limit, limit)
         pages_per_lane = -(-self.context_tokens // config.page_size)
@@ -66,7 +75,7 @@ class Engine:
             r: PrefixCache(p, config.page_size, config.max_prefixes) for r, p in pools.items()
         }
         self.scheduler = Scheduler(self._limits(), pools, self._prefixes)
-        self.runner = Runner(omni, config, self.num_pages)
+        self.runner = Runner(omni, config, self.num_pages, self.context_tokens, capture)
         self.conversations: dict[str, Conversation] = {}
         self.num_steps = 0
         self._free_lanes = deque(range(config.num_lanes))

@@ -264,6 +264,8 @@ def serve(socket_path: Path, config: EngineConfig) -> int:
     try:
         omni = load_model(config, lambda stage, part: link.send(Loading(stage, part)))
         engine = Engine(omni, config)
+        for part in engine.runner.warm_up():
+            link.send(Loading("graphs", part))
         link.send(Loading("warm-up", 0.0))
         warm_up(engine, lambda: time.monotonic() * 1000)
         worker.run(engine)

@@ -21,9 +21,7 @@ def test_a_solver_that_is_none_is_refused_with_an_example(text: str) -> None:
         EngineConfig(codec_solver=text)
 
 
-@pytest.mark.parametrize(
-    "name", ["num_lanes", "page_size", "prefill_tokens", "max_codes", "threads"]
-)
+@pytest.mark.parametrize("name", ["num_lanes", "prefill_tokens", "max_codes", "threads"])
 def test_sizes_of_nothing_are_refused(name: str) -> None:
     with pytest.raises(EngineConfigError, match=f"{name} is 0; it must be at least 1"):
         EngineConfig(**{name: 0})  # type: ignore[arg-type]
