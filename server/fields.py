@@ -6,11 +6,14 @@ Each returns the value or raises a `ClientError` that names where it stood (`whe
 from __future__ import annotations
 
 import math
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import msgspec
+import pybase64
 
 from streaming.errors import ClientError
+
+ChoiceT = TypeVar("ChoiceT", bound=str)
 
 LARGEST_WHOLE = 2**53
 """Beyond it JavaScript cannot count."""
@@ -59,9 +62,14 @@ def read_text(value: object, where: str, most_bytes: int) -> str:
     if not isinstance(value, str):
         refuse(where, "a string")
     # A character takes at most six bytes, so most texts need no second look.
-    if 6 * len(value) > most_bytes and len(msgspec.json.encode(value)) - 2 > most_bytes:
+    if 6 * len(value) > most_bytes and text_bytes(value) > most_bytes:
         refuse(where, f"at most {most_bytes} bytes of text")
     return value
+
+
+def text_bytes(text: str) -> int:
+    """Return how many bytes a text takes in JSON."""
+    return len(msgspec.json.encode(text)) - 2
 
 
 def read_name(value: object, where: str, most: int) -> str:
@@ -73,10 +81,11 @@ def read_name(value: object, where: str, most: int) -> str:
     return value
 
 
-def read_choice(value: object, where: str, choices: tuple[str, ...]) -> str:
+def read_choice(value: object, where: str, choices: tuple[ChoiceT, ...]) -> ChoiceT:
     """Return one of `choices`."""
-    if isinstance(value, str) and value in choices:
-        return value
+    for choice in choices:
+        if value == choice:
+            return choice
     refuse(where, "one of " + ", ".join(f"'{choice}'" for choice in choices))
 
 
@@ -103,3 +112,29 @@ def read_whole(value: object, where: str, lowest: int = 0, highest: int = LARGES
     if isinstance(value, float) and math.isnan(value):
         refuse(where, "an integer")
     return int(min(max(value, lowest), highest))
+
+
+def read_base64(
+    value: object, where: str, most_bytes: int, too_large: str = "invalid_value"
+) -> bytes:
+    """Return the bytes of a base64 string; bytes, from a binary message, are taken as they are.
+
+    Args:
+        too_large: code of the error if there are more than `most_bytes`.
+    """
+    if isinstance(value, str) and len(value) // 4 * 3 - 2 <= most_bytes:
+        value = _decode_base64(value)
+        if value is None:
+            refuse(where, "base64")
+    if not isinstance(value, str | bytes):
+        refuse(where, "a base64 string")
+    if isinstance(value, bytes) and len(value) <= most_bytes:
+        return value
+    raise ClientError(too_large, f"'{where}' may hold at most {most_bytes} bytes.", param=where)
+
+
+def _decode_base64(text: str) -> bytes | None:
+    try:
+        return pybase64.b64decode(text, validate=True)
+    except ValueError:
+        return None

@@ -1,7 +1,4 @@
-"""Settings: what a session is set to, and how the session objects that clients send change it.
-
-A frozen value: an update gives a new one or, on an error, nothing.
-"""
+"""Settings: what a session is set to. A frozen value: an update gives a new one or, on an error, nothing."""
 
 from __future__ import annotations
 
@@ -19,8 +16,18 @@ if TYPE_CHECKING:
 
 Delivery = Literal["base64", "binary"]
 Eagerness = Literal["low", "medium", "high", "auto"]
+VadType = Literal["server_vad", "semantic_vad"]
+NoiseReduction = Literal["near_field", "far_field"]
+ToolChoiceName = Literal["auto", "none", "required"]
+EAGERNESS: tuple[Eagerness, ...] = ("low", "medium", "high", "auto")
+VAD_TYPES: tuple[VadType, ...] = ("server_vad", "semantic_vad")
+NOISE_REDUCTION: tuple[NoiseReduction, ...] = ("near_field", "far_field")
+TOOL_CHOICES: tuple[ToolChoiceName, ...] = ("auto", "none", "required")
 
-MALE_NAMES = "alloy ash ballad echo fable onyx verse cedar ethan".split()
+MALE_NAMES = (
+    *("alloy", "ash", "ballad", "echo", "fable", "onyx", "verse", "cedar", "ethan"),
+    *("aiden", "dylan", "eric", "marcus", "peter", "rocky", "roy", "ryan"),
+)
 VOICE_BY_NAME: Mapping[str, str] = MappingProxyType(dict.fromkeys(MALE_NAMES, "Ethan"))
 """Names of other services' voices, in lower case; what is not here is the default's."""
 SEMANTIC_SILENCE_MS: Mapping[Eagerness, int] = MappingProxyType(
@@ -34,14 +41,16 @@ class Voices:
     """The voices of the loaded model, and which of them stands for a name it does not have."""
 
     names: tuple[str, ...]
-    """As the model calls them; the first is the default."""
+    """As the model calls them, at least one; the first is the default."""
     voice_by_name: Mapping[str, str] = field(default_factory=lambda: VOICE_BY_NAME)
     """By lower-case name."""
     otherwise: str = "Chelsie"
 
     def resolve(self, asked: str) -> str:
         """Return the voice that answers to a name; case does not matter."""
-        raise NotImplementedError
+        wanted = self.voice_by_name.get(asked.lower(), self.otherwise)
+        by_lower = {name.lower(): name for name in reversed(self.names)}
+        return by_lower.get(asked.lower()) or by_lower.get(wanted.lower()) or self.names[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +66,7 @@ class NamedFormat:
 class TurnDetection:
     """How the server notices turns."""
 
-    type: Literal["server_vad", "semantic_vad"] = "server_vad"
+    type: VadType = "server_vad"
     threshold: float = 0.5
     prefix_padding_ms: int = 300
     silence_duration_ms: int = 500
@@ -103,7 +112,7 @@ class ForcedTool:
     name: str
 
 
-ToolChoice = Literal["auto", "none", "required"] | ForcedTool
+ToolChoice = ToolChoiceName | ForcedTool
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +151,7 @@ class Settings:
     speed: float = 1.0
     turn_detection: TurnDetection | None = field(default_factory=TurnDetection)
     transcription: Transcription | None = None
-    noise_reduction: Literal["near_field", "far_field"] | None = None
+    noise_reduction: NoiseReduction | None = None
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = "auto"
     max_output_tokens: int | None = None
@@ -155,15 +164,13 @@ class Settings:
     @classmethod
     def default(cls, dialect: Dialect, voices: Voices, instructions: str | None = None) -> Settings:
         """Return what a session begins with."""
-        is_dashscope = dialect is Dialect.DASHSCOPE
-        rate = INPUT_SAMPLE_RATE if is_dashscope else OUTPUT_SAMPLE_RATE
         return cls(
-            input_format=NamedFormat(SoundFormat(Encoding.PCM16, rate), "pcm16"),
+            input_format=NamedFormat(SoundFormat(Encoding.PCM16, input_rate(dialect)), "pcm16"),
             output_format=NamedFormat(SoundFormat(Encoding.PCM16, OUTPUT_SAMPLE_RATE), "pcm16"),
             voice=voices.names[0],
             instructions=instructions,
-            turn_detection=TurnDetection(silence_duration_ms=800 if is_dashscope else 500),
-            transcription=Transcription() if is_dashscope else None,
+            turn_detection=TurnDetection(silence_duration_ms=default_silence_ms(dialect)),
+            transcription=Transcription() if dialect is Dialect.DASHSCOPE else None,
         )
 
     @property
@@ -172,29 +179,11 @@ class Settings:
         return self.video or VideoSettings()
 
 
-def apply_session_update(
-    settings: Settings, raw: Mapping[str, object], dialect: Dialect, voices: Voices
-) -> Settings:
-    """Return the settings after the `session` of a `session.update`, in either spelling.
-
-    Args:
-        settings: before.
-        raw: the session object as it came.
-        dialect: after its correction; says what a format without a rate means.
-        voices: of the model.
-
-    Raises:
-        ClientError: a member is wrong; `param` begins with `session.`.
-    """
-    raise NotImplementedError
+def input_rate(dialect: Dialect) -> int:
+    """Return the rate of sound from a client that names none."""
+    return INPUT_SAMPLE_RATE if dialect is Dialect.DASHSCOPE else OUTPUT_SAMPLE_RATE
 
 
-def apply_response_overrides(
-    settings: Settings, raw: Mapping[str, object], dialect: Dialect, voices: Voices
-) -> Settings:
-    """Return the settings of one response, from the `response` of a `response.create`; null members are absent.
-
-    Raises:
-        ClientError: a member is wrong; `param` begins with `response.`.
-    """
-    raise NotImplementedError
+def default_silence_ms(dialect: Dialect) -> int:
+    """Return how long server VAD waits in silence unless it is told."""
+    return 800 if dialect is Dialect.DASHSCOPE else 500
