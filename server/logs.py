@@ -52,11 +52,16 @@ ALLOWED = frozenset(Fields.__annotations__)
 
 
 def say(
-    log: logging.Logger, phrase: str, level: int = logging.INFO, **fields: Unpack[Fields]
+    log: logging.Logger,
+    phrase: str,
+    level: int = logging.INFO,
+    *,
+    has_trace: bool = False,
+    **fields: Unpack[Fields],
 ) -> None:
-    """Write one line about a change of state."""
+    """Write one line about a change of state; `has_trace` adds where the exception now handled came from."""
     if log.isEnabledFor(level):
-        log.log(level, phrase, extra={FIELDS: fields}, stacklevel=2)
+        log.log(level, phrase, extra={FIELDS: fields}, exc_info=has_trace, stacklevel=2)
 
 
 class JsonLines(logging.Formatter):

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 NOT_SENT_BYTES = 128 * 1024
 """What the kernel takes beyond what the network does. More would be sound that an interruption cannot call back."""
 _TCP_NOTSENT_LOWAT = 25
+MAX_HEADER_BYTES = 64 * 1024
+"""The parser itself has no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ def protocol_classes(
 
     class HeaderLimit(HttpToolsProtocol):
         _header_timer: asyncio.TimerHandle | None = None
+        _num_header_bytes = 0
 
         def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as in the base class
             super().connection_made(transport)
@@ -56,6 +59,11 @@ def protocol_classes(
             is_idle = self.cycle is None or self.cycle.response_complete
             if is_idle and self._header_timer is None:
                 self._arm()
+            if self._header_timer is not None:
+                self._num_header_bytes += len(data)
+                if self._num_header_bytes > MAX_HEADER_BYTES:
+                    self._give_up()
+                    return
             super().data_received(data)
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -66,12 +74,13 @@ def protocol_classes(
             self._header_timer = self.loop.call_later(patience.header_limit_s, self._give_up)
 
         def _disarm(self) -> None:
+            self._num_header_bytes = 0
             if self._header_timer is not None:
                 self._header_timer.cancel()
                 self._header_timer = None
 
         def _give_up(self) -> None:
-            self._header_timer = None
+            self._disarm()
             self.transport.abort()
 
     class ImpatientWebSocket(WebSocketsSansIOProtocol):
@@ -82,6 +91,11 @@ def protocol_classes(
             peer: Any = transport.get_extra_info("socket")
             if peer is not None and peer.family in (socket.AF_INET, socket.AF_INET6):
                 peer.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, NOT_SENT_BYTES)
+
+        async def send(self, message: Any) -> None:  # uvicorn's union of ASGI messages
+            if message["type"] == "websocket.close":
+                self.writable.set()  # a close frame need not wait for the peer to read what is before it
+            await super().send(message)
 
         async def run_asgi(self) -> None:
             try:
