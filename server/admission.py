@@ -189,7 +189,9 @@ def memory_part(read: dict[str, str]) -> float:
     if limit.isdigit() and used.isdigit() and int(limit) > 0:
         stat = dict(line.split(" ", 1) for line in read.get("memory.stat", "").splitlines())
         return max(0, int(used) - int(stat.get("inactive_file", 0))) / int(limit)
-    fields = dict(line.split(":", 1) for line in read.get("meminfo", "").splitlines() if ":" in line)
+    fields = dict(
+        line.split(":", 1) for line in read.get("meminfo", "").splitlines() if ":" in line
+    )
     try:
         total, free = (int(fields[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
     except (KeyError, IndexError, ValueError):

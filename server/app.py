@@ -115,7 +115,7 @@ async def _upgrade_required(_: Request) -> Response:
 
 async def _no_such_socket(scope: Scope, receive: Receive, send: Send) -> None:
     await receive()
-    await send_denial(send, NOT_FOUND)  # type: ignore[arg-type]  # starlette's message type is a mutable mapping
+    await send_denial(send, NOT_FOUND)
 
 
 async def _to_json(_: Request, error: Exception) -> Response:

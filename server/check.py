@@ -96,7 +96,9 @@ async def check_conversation(worker_arguments: Sequence[str]) -> Finding:
     """Start a worker and have it answer one short turn."""
     begun = time.monotonic()
     question = Question(bytes(SAMPLE_BYTES * INPUT_SAMPLE_RATE), text=CONVERSATION)
-    options = ReplyOptions(talker=SamplingOptions(0.9, 40, 0.8, 1.05), max_text_tokens=8, max_codes=100)
+    options = ReplyOptions(
+        talker=SamplingOptions(0.9, 40, 0.8, 1.05), max_text_tokens=8, max_codes=100
+    )
     try:
         answer = await talk(
             question,
@@ -125,5 +127,7 @@ async def check_conversation(worker_arguments: Sequence[str]) -> Finding:
 def show_findings(findings: Sequence[Finding], console: Console) -> None:
     table = Table(box=None, show_header=False)
     for finding in findings:
-        table.add_row("[green]ok[/]" if finding.is_good else "[red]no[/]", finding.what, finding.detail)
+        table.add_row(
+            "[green]ok[/]" if finding.is_good else "[red]no[/]", finding.what, finding.detail
+        )
     console.print(table)

@@ -6,10 +6,9 @@ Defaults < `parley.toml` < environment (`PARLEY_…`) < flags.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping  # pydantic reads the annotations
 from ipaddress import ip_address
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from pathlib import Path  # pydantic reads the annotations
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -21,6 +20,9 @@ from pydantic_settings import (
 )
 
 from streaming.errors import ParleyError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MIB = 1024 * 1024
 DEFAULT_FILE = Path("parley.toml")

@@ -4,8 +4,8 @@
                                   ▲  │                                       │
                        timer ─────┘  └─▶ send ─▶ socket        replies ◀─────┘ (straight into the Session)
 
-The Session is asked for the next event only when the socket can take one, so what an interruption discards has not left
-it. The session's input is handled as it is read; when what it asked for is not done yet, reading waits, and TCP with it.
+The Session is asked for the next event only when the socket can take one, so what an interruption discards has not
+left it. Its input is handled as it is read; when what it asked for is not done yet, reading waits, and TCP with it.
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ class Connection:
 
     async def _wait_for_room(self, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
-        while self._is_behind:
+        while self._is_behind:  # noqa: ASYNC110  # the link tells nobody when it has room
             await asyncio.sleep(ROOM_POLL_S)
 
     async def _send(self) -> None:

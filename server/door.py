@@ -223,7 +223,9 @@ class Door:
         gateway = self._gateway
         gateway.metrics.refusals.labels("origin_refused").inc()
         if not gateway.admission.may_explain(caller.address, now_ms()):
-            await send_denial(channel.send, Refusal(403, "origin_refused", "This page may not connect."))
+            await send_denial(
+                channel.send, Refusal(403, "origin_refused", "This page may not connect.")
+            )
             return
         await channel.send(_accept(caller))
         await _close(channel, ORIGIN_REFUSED)

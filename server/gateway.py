@@ -64,7 +64,8 @@ class Gateway:
         is_exposed = config.has_keys or config.let_everyone_on_the_network_in
         self.origins = OriginRule(config.origins, must_be_local=not is_exposed)
         self.limits = Limits(
-            session_ms=round(1000 * config.session_limit_s), silence_ms=round(1000 * config.idle_limit_s)
+            session_ms=round(1000 * config.session_limit_s),
+            silence_ms=round(1000 * config.idle_limit_s),
         )
         self.workers = [
             WorkerClient(i, self.metrics, self._workers_changed) for i in range(config.num_workers)
@@ -106,7 +107,9 @@ class Gateway:
 
     def describe(self) -> dict[str, object]:
         """What a health check shows."""
-        state = "draining" if self.admission.is_draining else "ready" if self.is_ready else "loading"
+        state = (
+            "draining" if self.admission.is_draining else "ready" if self.is_ready else "loading"
+        )
         return {
             "status": state,
             "sessions": len(self.connections),

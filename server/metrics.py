@@ -33,7 +33,8 @@ class Metrics:
         self.first_sound_s = histogram(
             "parley_first_sound_seconds",
             "from the end of a turn to its first sound",
-            buckets=LATENCY_S)
+            buckets=LATENCY_S,
+        )
         self.replies = counter("parley_replies", "replies that ended", ["reason"])
         self.reply_seconds = counter("parley_reply_seconds", "seconds of speech sent")
         self.worker_up = gauge("parley_worker_up", "1 if ready", ["worker"])
@@ -43,9 +44,11 @@ class Metrics:
         self.worker_memory = gauge("parley_worker_memory_bytes", "memory", ["worker"])
         self.worker_steps = gauge("parley_worker_steps", "steps since start", ["worker"])
         self.loop_lag_s = histogram(
-            "parley_loop_lag_seconds", "delay of a 20 ms timer", buckets=LAG_S)
+            "parley_loop_lag_seconds", "delay of a 20 ms timer", buckets=LAG_S
+        )
         self.speech_backlog = gauge(
-            "parley_speech_backlog_seconds", "sound not judged yet, most of any session")
+            "parley_speech_backlog_seconds", "sound not judged yet, most of any session"
+        )
         self.log_drops = gauge("parley_log_lines_dropped", "log lines lost")
 
     def count_close(self, code: int) -> None:

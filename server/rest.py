@@ -21,8 +21,9 @@ from server.settings_parsing import apply_session_update
 from streaming.errors import ClientError
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI, Request
     from collections.abc import Callable, Mapping
+
+    from fastapi import FastAPI, Request
 
     from server.auth import Principal
     from server.gateway import Gateway
@@ -33,7 +34,6 @@ BODY_LIMIT_S = 10.0
 DEFAULT_SECRET_S = 600
 BETA_SECRET_S = 60
 UNSUPPORTED = ("calls", "transcription_sessions", "translations")
-
 
 
 def http_error(status: int, code: str, message: str, param: str | None = None) -> JSONResponse:
@@ -186,7 +186,9 @@ class Rest:
         origin = request.headers.get("origin")
         if origin is not None and self._gateway.origins.allows_reading(origin):
             response.headers["access-control-allow-origin"] = origin
-            response.headers["access-control-allow-headers"] = "authorization, api-key, content-type"
+            response.headers["access-control-allow-headers"] = (
+                "authorization, api-key, content-type"
+            )
             response.headers["access-control-allow-methods"] = "GET, POST"
         response.headers["vary"] = "origin"
         return response
@@ -200,7 +202,9 @@ async def _body(request: Request) -> Mapping[str, Any]:
             async for piece in request.stream():
                 received += piece
                 if len(received) > MAX_BODY_BYTES:
-                    raise ClientError("invalid_request_error", "The body is too long.", limit=MAX_BODY_BYTES)
+                    raise ClientError(
+                        "invalid_request_error", "The body is too long.", limit=MAX_BODY_BYTES
+                    )
     except TimeoutError:
         raise ClientError("invalid_request_error", "The body did not arrive in time.") from None
     if not received:

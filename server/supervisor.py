@@ -152,7 +152,10 @@ class Supervisor:
             )
         self._failed_starts.append(time.monotonic())
         limit, window_s = self._config.max_failed_starts, self._config.failed_start_window_s
-        if len(self._failed_starts) == limit and self._failed_starts[-1] - self._failed_starts[0] < window_s:
+        if (
+            len(self._failed_starts) == limit
+            and self._failed_starts[-1] - self._failed_starts[0] < window_s
+        ):
             raise WorkerWillNotStart(
                 f"the worker failed to start {limit} times in a row (last exit status {status}); "
                 "its messages are above"

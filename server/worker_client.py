@@ -84,7 +84,9 @@ class WorkerClient:
             for command in commands:
                 self._link.send(command)
         except WorkerLost as fault:
-            log.error("link given up: %s", fault)  # `receive` ends, and the supervisor takes it from there
+            log.error(
+                "link given up: %s", fault
+            )  # `receive` ends, and the supervisor takes it from there
             self._link.abort()
 
     @property
@@ -154,7 +156,13 @@ class WorkerClient:
                 self._set(WorkerState.LOADING)
             case Loading():
                 self.progress = reply
-                say(log, "worker loading", worker=self.index, state=reply.stage, progress=reply.progress)
+                say(
+                    log,
+                    "worker loading",
+                    worker=self.index,
+                    state=reply.stage,
+                    progress=reply.progress,
+                )
                 self._changed()
             case Ready():
                 self._take_ready(reply)
@@ -190,5 +198,3 @@ class WorkerClient:
         self._metrics.worker_up.labels(str(self.index)).set(state is WorkerState.READY)
         say(log, "worker state", worker=self.index, state=state)
         self._changed()
-
-
