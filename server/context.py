@@ -94,9 +94,7 @@ class Context:
         send: takes each command.
     """
 
-    def __init__(
-        self, new_session_id: Callable[[], str], send: Callable[[Command], None]
-    ) -> None:
+    def __init__(self, new_session_id: Callable[[], str], send: Callable[[Command], None]) -> None:
         self.session_id: str | None = None
         """None: the worker knows nothing of us."""
         self.running_turn_id: int | None = None
@@ -155,6 +153,10 @@ class Context:
         for told in self._told:
             if self.session_id is not None and told.key == reply_key(self.session_id, turn_id):
                 told.is_optional = False
+
+    def is_running(self, session_id: str, turn_id: int) -> bool:
+        """This reply is being made here."""
+        return self.session_id == session_id and self.running_turn_id == turn_id
 
     def truncate(self, session_id: str, turn_id: int, heard_samples: int) -> bool:
         """Cut an ended reply to what was heard; True if the worker can, and will say what is left."""

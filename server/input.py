@@ -28,13 +28,13 @@ from streaming.media import (
 from streaming.pcm import SoundReader
 
 if TYPE_CHECKING:
+    from server.settings import VideoSettings
     from streaming.pcm import SoundFormat
     from streaming.vad import VadSettings
 
 MIN_KEPT_MS = 500
 STEP_SAMPLES = INPUT_SAMPLE_RATE
 """Sound goes to the chunker in steps of at most so much, as frames may be only a little ahead of it."""
-ToHear = bytes | int  # and VadSettings: samples, or where a turn ended
 
 
 @dataclass(slots=True)
@@ -55,19 +55,10 @@ class Utterance:
         return input_ms(self.end_sample - self.start_sample)
 
 
-@dataclass(frozen=True, slots=True)
-class FrameRules:
-    """Section 9.2 of the protocol, as far as it concerns single frames."""
-
-    fps: float = 2.0
-    max_frames: int = 64
-    lookback_ms: int = 2000
-
-
 class InputBuffer:
     """The user's side of a session; owned by the session."""
 
-    def __init__(self, sound_format: SoundFormat, rules: FrameRules) -> None:
+    def __init__(self, sound_format: SoundFormat, rules: VideoSettings) -> None:
         self.camera = Camera()
         self.rules = rules
         self.clock_sample = 0
@@ -78,7 +69,9 @@ class InputBuffer:
         self._format = sound_format
         self._reader = SoundReader(sound_format)
         self._vad: VadSettings | None = None
-        self._offset = 0  # listener sample 0 on our clock: it does not hear what comes while detection is off
+        self._offset = (
+            0  # listener sample 0 on our clock: it does not hear what comes while detection is off
+        )
         self._num_given = 0
         self._kept = bytearray()
         self._kept_from = 0
@@ -252,7 +245,9 @@ class InputBuffer:
         self.camera.forget_before(at_sample)
 
     def _trim(self, from_sample: int) -> None:
-        num_samples = min(max(0, from_sample - self._kept_from), self.clock_sample - self._kept_from)
+        num_samples = min(
+            max(0, from_sample - self._kept_from), self.clock_sample - self._kept_from
+        )
         del self._kept[: num_samples * SAMPLE_BYTES]
         self._kept_from += num_samples
 

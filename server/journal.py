@@ -174,7 +174,7 @@ class Journal:
         return passages
 
     def shrink(self, max_tokens: int) -> bool:
-        """Let the oldest turns leave the model's context until the rest is surely short enough; False if one is left."""
+        """Let the oldest turns leave the context until the rest is surely short enough; False if one is left."""
         records = list(self._in_context())
         starts = [i for i, r in enumerate(records) if _begins_turn(records, i)]
         if len(starts) < 2:
@@ -279,5 +279,3 @@ def _forget_media(record: Record) -> None:
         heard = [p.transcript for p in record.item.content if isinstance(p, InputAudio)]
         words += [Words("user", transcript) for transcript in heard if transcript]
     record.pieces, record.num_media_bytes = words, 0
-
-

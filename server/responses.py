@@ -10,7 +10,6 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from server.context import Context
 from server.events import ResponseDone, StatusDetails
 from server.reply import Place, Reply, ReplyState, SpokenRate
 from server.tools import CALL_BEGIN, write_prompt
@@ -30,8 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Literal
 
-    from server.context import Passage
-    from server.events import ServerEvent
+    from server.context import Context, Passage
     from server.identity import IdKind
     from server.journal import Journal
     from server.limits import Limits
@@ -184,7 +182,9 @@ class Responses:
         for asked in [self._main, *list(self._others)[:1]]:
             if asked is not None and asked.reply.state is ReplyState.QUEUED:
                 self._begin(asked, now_ms)
-        if live is not None and (self._main is None or self._main.reply.state is not ReplyState.QUEUED):
+        if live is not None and (
+            self._main is None or self._main.reply.state is not ReplyState.QUEUED
+        ):
             self.context.tell(prompt, live)
 
     def tick(self, now_ms: int) -> None:
@@ -288,7 +288,12 @@ class Responses:
         for asked in self._asked():
             reply = asked.reply
             is_it = reply.session_id == session_id and reply.turn is not None
-            if is_it and reply.is_active and reply.turn is not None and reply.turn.turn_id == turn_id:
+            if (
+                is_it
+                and reply.is_active
+                and reply.turn is not None
+                and reply.turn.turn_id == turn_id
+            ):
                 return asked
         return None
 

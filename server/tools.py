@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from server.settings import Tool, ToolChoice
 
@@ -51,9 +51,7 @@ class Call:
     """JSON."""
 
 
-def write_prompt(
-    instructions: str | None, tools: Sequence[Tool], choice: ToolChoice
-) -> str | None:
+def write_prompt(instructions: str | None, tools: Sequence[Tool], choice: ToolChoice) -> str | None:
     """Return the system prompt; None: the model's own.
 
     With choice "none" the model is not told of its tools.
@@ -136,7 +134,7 @@ def _num_uncertain(words: str) -> int:
     return len(words) - len(words[: len(words) - marker].rstrip())
 
 
-def _calls(body: str) -> Iterable[Call]:
+def _calls(body: str) -> list[str | Call]:
     try:
         call = json.loads(body)
         name, arguments = call["name"], call.get("arguments", {})
