@@ -256,8 +256,7 @@ class Connection:
             event = session.take_event()
             if event is None:
                 if session.close is not None:
-                    code, reason = session.close
-                    self._closing = Closing(code, reason)
+                    self._closing = Closing(session.close.code, session.close.reason)
                     raise _Ended
                 self._wake.clear()
                 await self._wake.wait()

@@ -15,7 +15,7 @@ from server.auth import LONGEST_SECRET_S, SHORTEST_SECRET_S
 from server.connection import now_ms
 from server.dialect import Dialect
 from server.identity import Identity, new_id
-from server.render import session_object
+from server.session_object import session_object
 from server.settings import Settings, Voices
 from server.settings_parsing import apply_session_update
 from streaming.errors import ClientError
