@@ -8,16 +8,68 @@ business of `server/render.py`. `docs/protocol.md` shows an example of each.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import from_json
 
-from server.items import Item, ItemReference
+from server.fields import (
+    read_base64,
+    read_choice,
+    read_flag,
+    read_list,
+    read_name,
+    read_object,
+    read_whole,
+    refuse,
+    require,
+)
+from server.items import (
+    MAX_AUDIO_BYTES,
+    MAX_ID,
+    MAX_VIDEO_BYTES,
+    Item,
+    ItemReference,
+    parse_input,
+    parse_item,
+    read_image,
+    read_media,
+)
 from streaming.errors import ClientError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from server.settings import NamedFormat, Settings
     from streaming.packets import Usage
+
+
+MAX_EVENT_ID = 512
+MAX_HEADER_BYTES = 4096
+"""Of a binary message."""
+MAX_PICTURES = 600
+"""In one chunk: ten seconds at sixty a second."""
+CHUNK_TYPES = ("video/webm", "video/mp4", "image/jpeg")
+Conversation = Literal["auto", "none"]
+CONVERSATIONS: tuple[Conversation, ...] = ("auto", "none")
+MEDIA_MEMBERS: Mapping[str, str] = MappingProxyType(
+    {
+        "input_audio_buffer.append": "audio",
+        "input_image_buffer.append": "image",
+        "input_video_buffer.append": "video",
+    }
+)
+"""What a binary message's payload is, by event type."""
 
 
 class EventError(ClientError):
@@ -35,7 +87,7 @@ class EventError(ClientError):
 class ResponseRequest:
     """The `response` of a `response.create`."""
 
-    conversation: Literal["auto", "none"] = "auto"
+    conversation: Conversation = "auto"
     """`none`: out of band."""
     input: tuple[Item | ItemReference, ...] | None = None
     """Instead of the conversation's items."""
@@ -52,35 +104,120 @@ class Picture:
     offset_ms: int
 
 
-def _todo(value: Any) -> Any:
-    return value
+# ---- readers of members; `where` is the member's name
 
 
-Id = Annotated[str, Field(max_length=512)]
-Milliseconds = Annotated[int, PlainValidator(_todo)]
-Bytes = Annotated[bytes, PlainValidator(_todo)]
+def _checked(read: Callable[[Any, str], object], *, null: object = None) -> PlainValidator:
+    """A validator from a reader; a null member stands for `null` unless that is None."""
+
+    def validate(value: object, member: ValidationInfo) -> object:
+        if value is None and null is not None:
+            return null
+        assert member.field_name is not None, "used on members only"
+        return read(value, member.field_name)
+
+    return PlainValidator(validate)
+
+
+def _read_event_id(value: object, where: str) -> str:
+    if isinstance(value, str) and len(value) <= MAX_EVENT_ID:
+        return value
+    refuse(where, f"a string of at most {MAX_EVENT_ID} characters")
+
+
+def _read_id(value: object, where: str) -> str:
+    return read_name(value, where, MAX_ID)
+
+
+def _read_audio(value: object, where: str) -> bytes:
+    return read_base64(value, where, MAX_AUDIO_BYTES)
+
+
+def _read_video(value: object, where: str) -> bytes:
+    return read_media(value, where, MAX_VIDEO_BYTES, bad="invalid_value", too_large="invalid_value")
+
+
+def _read_chunk_type(value: object, where: str) -> str:
+    media_type = value.partition(";")[0].strip().lower() if isinstance(value, str) else ""
+    if media_type in CHUNK_TYPES:
+        return media_type
+    raise ClientError(
+        "unsupported_media_type", f"'{where}' must be one of {', '.join(CHUNK_TYPES)}.", param=where
+    )
+
+
+def _read_pictures(value: object, where: str) -> tuple[Picture, ...]:
+    if isinstance(value, tuple):
+        return value
+    pictures = read_list(value, where, MAX_PICTURES)
+    return tuple(_read_picture(picture, f"{where}.{n}") for n, picture in enumerate(pictures))
+
+
+def _read_picture(value: object, where: str) -> Picture:
+    members = read_object(value, where)
+    return Picture(
+        size=read_whole(require(members, "size", where), f"{where}.size"),
+        offset_ms=read_whole(members.get("offset_ms") or 0, f"{where}.offset_ms"),
+    )
+
+
+def _read_item(value: object, where: str) -> Item:
+    return value if isinstance(value, Item) else parse_item(value, where)
+
+
+def _read_response(value: object, where: str) -> ResponseRequest:
+    if isinstance(value, ResponseRequest):
+        return value
+    members = read_object(value, where)
+    asked = members.get("input")
+    return ResponseRequest(
+        conversation=read_choice(
+            members.get("conversation") or "auto", f"{where}.conversation", CONVERSATIONS
+        ),
+        input=None if asked is None else parse_input(asked, f"{where}.input"),
+        metadata=_read_metadata(members.get("metadata"), f"{where}.metadata"),
+        overrides=members,
+    )
+
+
+def _read_metadata(value: object, where: str) -> dict[str, str] | None:
+    """The keys are the client's words, so errors name the whole."""
+    if value is None:
+        return None
+    pairs = read_object(value, where)
+    if len(pairs) > 16 or any(
+        len(key) > 64 or not isinstance(text, str) or len(text) > 512 for key, text in pairs.items()
+    ):
+        refuse(where, "at most 16 pairs of keys to 64 and texts to 512 characters")
+    return cast("dict[str, str]", pairs)
+
+
+EventId = Annotated[str, _checked(_read_event_id)]
+Id = Annotated[str, _checked(_read_id)]
+Whole = Annotated[int, _checked(read_whole)]
+Flag = Annotated[bool, _checked(read_flag, null=False)]
 
 
 class _ClientEvent(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
-    event_id: Id | None = None
+    event_id: EventId | None = None
 
 
 class SessionUpdate(_ClientEvent):
     type: Literal["session.update"] = "session.update"
-    session: dict[str, Any]
+    session: Annotated[dict[str, Any], _checked(read_object)]
     """For `correct_dialect` and `apply_session_update`; not checked yet."""
 
 
 class TranscriptionSessionUpdate(_ClientEvent):
     type: Literal["transcription_session.update"] = "transcription_session.update"
-    session: dict[str, Any]
+    session: Annotated[dict[str, Any], _checked(read_object)]
 
 
 class InputAudioAppend(_ClientEvent):
     type: Literal["input_audio_buffer.append"] = "input_audio_buffer.append"
-    audio: Bytes
+    audio: Annotated[bytes, _checked(_read_audio)]
     """In the session's input format, cut anywhere."""
 
 
@@ -94,24 +231,31 @@ class InputAudioClear(_ClientEvent):
 
 class InputImageAppend(_ClientEvent):
     type: Literal["input_image_buffer.append"] = "input_image_buffer.append"
-    image: Bytes
+    image: Annotated[bytes, _checked(read_image)]
     """A picture file, not looked into."""
-    timestamp_ms: Milliseconds | None = None
+    timestamp_ms: Whole | None = None
     """On the input clock."""
 
 
 class InputVideoAppend(_ClientEvent):
     type: Literal["input_video_buffer.append"] = "input_video_buffer.append"
-    video: Bytes
-    format: str
+    video: Annotated[bytes, _checked(_read_video)]
+    format: Annotated[str, _checked(_read_chunk_type)]
     """`video/webm`, `video/mp4` or `image/jpeg`; parameters are gone."""
-    stream_id: str = "default"
-    seq: int | None = None
-    standalone: bool = False
-    last: bool = False
-    start_ms: Milliseconds | None = None
-    frames: tuple[Picture, ...] | None = None
+    stream_id: Annotated[str, _checked(_read_id, null="default")] = "default"
+    seq: Whole | None = None
+    standalone: Flag = False
+    last: Flag = False
+    start_ms: Whole | None = None
+    frames: Annotated[tuple[Picture, ...], _checked(_read_pictures)] | None = None
     """Of `image/jpeg`: their sizes add up to the payload. None: the payload is one picture."""
+
+    @model_validator(mode="after")
+    def _require_whole_pictures(self) -> Self:
+        sizes = [picture.size for picture in self.frames or ()]
+        if self.format == "image/jpeg" and sizes and sum(sizes) != len(self.video):
+            refuse("frames", f"sizes that add up to the {len(self.video)} bytes of the payload")
+        return self
 
 
 class InputVideoClear(_ClientEvent):
@@ -120,7 +264,7 @@ class InputVideoClear(_ClientEvent):
 
 class ItemCreate(_ClientEvent):
     type: Literal["conversation.item.create"] = "conversation.item.create"
-    item: Annotated[Item, PlainValidator(_todo)]
+    item: Annotated[Item, _checked(_read_item)]
     previous_item_id: Id | None = None
     """None: at the end; "root": at the beginning."""
 
@@ -138,13 +282,15 @@ class ItemDelete(_ClientEvent):
 class ItemTruncate(_ClientEvent):
     type: Literal["conversation.item.truncate"] = "conversation.item.truncate"
     item_id: Id
-    content_index: Milliseconds
-    audio_end_ms: Milliseconds
+    content_index: Whole
+    audio_end_ms: Whole
 
 
 class ResponseCreate(_ClientEvent):
     type: Literal["response.create"] = "response.create"
-    response: Annotated[ResponseRequest, PlainValidator(_todo)] = ResponseRequest()
+    response: Annotated[ResponseRequest, _checked(_read_response, null=ResponseRequest())] = (
+        ResponseRequest()
+    )
 
 
 class ResponseCancel(_ClientEvent):
@@ -161,8 +307,8 @@ class OutputAudioClear(_ClientEvent):
 class PlaybackAck(_ClientEvent):
     type: Literal["playback.ack"] = "playback.ack"
     item_id: Id
-    audio_end_ms: Milliseconds
-    content_index: Milliseconds = 0
+    audio_end_ms: Whole
+    content_index: Annotated[int, _checked(read_whole, null=0)] = 0
 
 
 class SessionFinish(_ClientEvent):
@@ -196,7 +342,15 @@ def parse_text(message: str | bytes) -> ClientEvent:
     Raises:
         EventError: it is none.
     """
-    raise NotImplementedError
+    try:
+        return _EVENTS.validate_json(message)
+    except (ValidationError, ClientError) as fault:
+        reason = _explain(fault)
+    try:
+        members = from_json(message)
+    except (ValueError, TypeError):  # the latter: a str that is no Unicode
+        members = None
+    raise EventError(reason, _event_id(members))
 
 
 def parse_binary(message: bytes) -> ClientEvent:
@@ -205,7 +359,54 @@ def parse_binary(message: bytes) -> ClientEvent:
     Raises:
         EventError: it is none.
     """
-    raise NotImplementedError
+    end = message.find(b"\n", 0, MAX_HEADER_BYTES + 1)
+    try:
+        members = from_json(message[: max(end, 0)])
+    except ValueError:
+        members = None
+    kind = members.get("type") if isinstance(members, dict) else None
+    member = MEDIA_MEMBERS.get(kind) if isinstance(kind, str) else None
+    if member is None:
+        raise EventError(ClientError("invalid_binary_frame", _BINARY_FORM), _event_id(members))
+    members[member] = message[end + 1 :]
+    try:
+        return _EVENTS.validate_python(members)
+    except (ValidationError, ClientError) as fault:
+        reason = _explain(fault)
+    raise EventError(reason, _event_id(members))
+
+
+_BINARY_FORM = (
+    "A binary message is one line of JSON of at most 4096 bytes, a line feed and the bytes of one of: "
+    + ", ".join(MEDIA_MEMBERS)
+    + "."
+)
+_EVENTS: TypeAdapter[ClientEvent] = TypeAdapter(
+    Annotated[ClientEvent, Field(discriminator="type")],
+    config=ConfigDict(hide_input_in_errors=True),
+)
+
+
+def _explain(fault: ValidationError | ClientError) -> ClientError:
+    """In our words: what pydantic says may quote the client."""
+    if isinstance(fault, ClientError):
+        return fault
+    first = fault.errors(include_url=False, include_context=False, include_input=False)[0]
+    match first["type"]:
+        case "missing" | "union_tag_not_found":
+            # Members of an event are behind its tag; only `type` itself has none.
+            where = str(first["loc"][-1]) if first["loc"] else "type"
+            message = f"Missing required parameter: '{where}'."
+            return ClientError("missing_required_parameter", message, param=where)
+        case "union_tag_invalid":
+            return ClientError("invalid_value", "Unknown event type.", param="type")
+        case _:
+            return ClientError("invalid_json", "The message is not a JSON object.")
+
+
+def _event_id(members: object) -> str | None:
+    given = members.get("event_id") if isinstance(members, dict) else None
+    return given if isinstance(given, str) and len(given) <= MAX_EVENT_ID else None
 
 
 # ---- server events. Items in them are snapshots (`server.items.snapshot`).
@@ -225,7 +426,16 @@ class ErrorEvent:
     @classmethod
     def of(cls, fault: ClientError, event_id: str | None = None) -> ErrorEvent:
         """Return what a client is told about its fault; the id that the fault knows itself comes first."""
-        raise NotImplementedError
+        if isinstance(fault, EventError) and fault.event_id is not None:
+            event_id = fault.event_id
+        facts = ", ".join(f"{name} {value}" for name, value in fault.facts.items())
+        message = fault.message or fault.code
+        return cls(
+            code=fault.code,
+            message=f"{message} ({facts})" if facts else message,
+            param=fault.param,
+            event_id=event_id,
+        )
 
 
 @dataclass(frozen=True, slots=True)
