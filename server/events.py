@@ -147,6 +147,8 @@ def _read_chunk_type(value: object, where: str) -> str:
 
 
 def _read_pictures(value: object, where: str) -> tuple[Picture, ...]:
+    if isinstance(value, tuple):
+        return value
     pictures = read_list(value, where, MAX_PICTURES)
     return tuple(_read_picture(picture, f"{where}.{n}") for n, picture in enumerate(pictures))
 
@@ -160,7 +162,7 @@ def _read_picture(value: object, where: str) -> Picture:
 
 
 def _read_item(value: object, where: str) -> Item:
-    return parse_item(value, where) if isinstance(value, dict) else cast("Item", value)
+    return value if isinstance(value, Item) else parse_item(value, where)
 
 
 def _read_response(value: object, where: str) -> ResponseRequest:
