@@ -145,7 +145,7 @@ class House:
 
     @asynccontextmanager
     async def call(self, query: str = "", **options: Any) -> AsyncIterator[Caller]:
-        options = {"compression": None, "max_size": 2**24, **options}
+        options = {"compression": None, "max_size": 2**24, "close_timeout": 1, **options}
         async with connect(self.url + query, **options) as socket:
             yield Caller(socket)
 
