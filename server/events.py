@@ -129,6 +129,11 @@ def _read_id(value: object, where: str) -> str:
     return read_name(value, where, MAX_ID)
 
 
+def _read_optional_id(value: object, where: str) -> str | None:
+    """Some clients write an absent id as an empty string."""
+    return None if value in (None, "") else _read_id(value, where)
+
+
 def _read_audio(value: object, where: str) -> bytes:
     return read_base64(value, where, MAX_AUDIO_BYTES)
 
@@ -194,6 +199,7 @@ def _read_metadata(value: object, where: str) -> dict[str, str] | None:
 
 EventId = Annotated[str, _checked(_read_event_id)]
 Id = Annotated[str, _checked(_read_id)]
+OptionalId = Annotated[str | None, _checked(_read_optional_id)]
 Whole = Annotated[int, _checked(read_whole)]
 Flag = Annotated[bool, _checked(read_flag, null=False)]
 
@@ -265,7 +271,7 @@ class InputVideoClear(_ClientEvent):
 class ItemCreate(_ClientEvent):
     type: Literal["conversation.item.create"] = "conversation.item.create"
     item: Annotated[Item, _checked(_read_item)]
-    previous_item_id: Id | None = None
+    previous_item_id: OptionalId = None
     """None: at the end; "root": at the beginning."""
 
 
@@ -295,7 +301,7 @@ class ResponseCreate(_ClientEvent):
 
 class ResponseCancel(_ClientEvent):
     type: Literal["response.cancel"] = "response.cancel"
-    response_id: Id | None = None
+    response_id: OptionalId = None
 
 
 class OutputAudioClear(_ClientEvent):
