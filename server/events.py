@@ -57,6 +57,9 @@ if TYPE_CHECKING:
 MAX_EVENT_ID = 512
 MAX_HEADER_BYTES = 4096
 """Of a binary message."""
+MAX_UNCOUNTED_BYTES = 512 * 1024
+MAX_VALUES = 200_000
+"""Of one message. Millions of empty arrays would take the event loop three seconds and a gigabyte."""
 MAX_PICTURES = 600
 """In one chunk: ten seconds at sixty a second."""
 CHUNK_TYPES = ("video/webm", "video/mp4", "image/jpeg")
@@ -348,6 +351,9 @@ def parse_text(message: str | bytes) -> ClientEvent:
     Raises:
         EventError: it is none.
     """
+    if len(message) > MAX_UNCOUNTED_BYTES and _num_values(message) > MAX_VALUES:
+        # Its id is in there, but this is no client that would look at it.
+        raise EventError(ClientError("invalid_json", f"More than {MAX_VALUES} values."), None)
     try:
         return _EVENTS.validate_json(message)
     except (ValidationError, ClientError) as fault:
@@ -380,6 +386,13 @@ def parse_binary(message: bytes) -> ClientEvent:
     except (ValidationError, ClientError) as fault:
         reason = _explain(fault)
     raise EventError(reason, _event_id(members))
+
+
+def _num_values(message: str | bytes) -> int:
+    """At least as many values as the message has: what stands in strings counts, too."""
+    if isinstance(message, str):
+        return sum(map(message.count, (",", "[", "{")))
+    return sum(map(message.count, (b",", b"[", b"{")))
 
 
 _BINARY_FORM = (

@@ -280,6 +280,19 @@ def test_media_end_at_their_limit(kind: str, member: str, limit: int, code: str)
     assert (fault.code, fault.param) == (code, member)
 
 
+def test_a_flood_of_values_is_not_read() -> None:
+    flood = '{"type":"session.finish","x":[' + "[]," * 250_000 + "[]]}"
+    for text in (flood, flood.encode()):
+        with pytest.raises(EventError) as caught:
+            parse_text(text)
+        assert (caught.value.code, caught.value.param) == ("invalid_json", None)
+    # Base64 has none of the characters that are counted.
+    picture = pybase64.b64encode_as_string(bytes(2**20))
+    assert isinstance(
+        parse_text(message("input_image_buffer.append", image=picture)), InputImageAppend
+    )
+
+
 def test_an_error_event_says_what_the_fault_knows() -> None:
     fault = EventError(ClientError("invalid_value", "Too long.", param="a.b", limit=3), "e1")
     assert ErrorEvent.of(fault, "other") == ErrorEvent(
