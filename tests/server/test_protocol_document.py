@@ -11,7 +11,7 @@ import pytest
 from server.dialect import Dialect
 from server.events import CHUNK_TYPES, ClientEvent, parse_text
 from server.render import FLAT_NAMES, NAMES
-from server.settings_parsing import _FORMATS, _RESPONSE, _SESSION
+from server.settings_parsing import FORMATS, RESPONSE_READERS, SESSION_READERS
 from tests.server.examples import CLIENT_EXAMPLES, DOCUMENT, SERVER_EXAMPLES, fill
 
 TEXT = DOCUMENT.read_text(encoding="utf-8")
@@ -56,14 +56,14 @@ def test_every_server_event_is_shown() -> None:
 
 def test_the_settings_table_has_every_setting() -> None:
     table = settings_table()
-    for path in _SESSION:
+    for path in SESSION_READERS:
         # Video is merged as a whole; the audio paths are written out.
         assert ".".join(path) in table, path
-    for path in _RESPONSE:
+    for path in RESPONSE_READERS:
         assert "°" in table[".".join(path)], path
-    assert set(table) <= {".".join(path) for path in _SESSION}
+    assert set(table) <= {".".join(path) for path in SESSION_READERS}
 
 
-@pytest.mark.parametrize("word", [*_FORMATS, *CHUNK_TYPES, *Dialect])
+@pytest.mark.parametrize("word", [*FORMATS, *CHUNK_TYPES, *Dialect])
 def test_values_are_named(word: str) -> None:
     assert f"`{word}`" in TEXT or f'"{word}"' in TEXT

@@ -473,6 +473,7 @@ def test_a_response_overrides_the_session_for_itself() -> None:
         (("Ada", "Bob"), "BOB", "Bob"),
         (("Ada", "Alloy"), "alloy", "Alloy"),
         (("Ada",), "", "Ada"),
+        ((), "anyone", "Chelsie"),
     ],
 )
 def test_every_name_has_a_voice(names: tuple[str, ...], asked: str, answer: str) -> None:
