@@ -91,11 +91,11 @@ def serve_command(
         resolved = load_config(flags, config)
         logs = set_up_logs(resolved.log_level)
         try:
-            status = serve(resolved, console.print)
+            status = serve(resolved, _show_line)
         finally:
             logs.stop()
     except ParleyError as error:
-        console.print(f"[red]error:[/] {error}")
+        _show_line(f"error: {error}")
         raise typer.Exit(2) from None
     raise typer.Exit(status)
 
@@ -155,6 +155,10 @@ def talk_command(
         raise typer.Exit(2) from None
     write_answer(answer, out)
     _show_figures(answer, out)
+
+
+def _show_line(line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)  # [::1] is no markup
 
 
 def _show_loading(loading: Loading) -> None:

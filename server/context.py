@@ -53,9 +53,10 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Awaited:
-    """A picture that a decoder is still working on; nothing behind it can be told yet."""
+    """Media that a decoder is still working on; nothing behind them can be told yet."""
 
-    job_id: str
+    key: str
+    num_bytes: int
 
 
 Piece = Words | Picture | Awaited | ClipStart | FramePair | MediaChunk
@@ -154,9 +155,16 @@ class Context:
             if self.session_id is not None and told.key == reply_key(self.session_id, turn_id):
                 told.is_optional = False
 
+    @property
+    def running(self) -> tuple[str, int] | None:
+        """Worker session and turn of the running reply."""
+        if self.session_id is None or self.running_turn_id is None:
+            return None
+        return self.session_id, self.running_turn_id
+
     def is_running(self, session_id: str, turn_id: int) -> bool:
         """This reply is being made here."""
-        return self.session_id == session_id and self.running_turn_id == turn_id
+        return self.running == (session_id, turn_id)
 
     def truncate(self, session_id: str, turn_id: int, heard_samples: int) -> bool:
         """Cut an ended reply to what was heard; True if the worker can, and will say what is left."""

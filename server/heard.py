@@ -18,12 +18,10 @@ from streaming.media import output_ms, output_samples
 from streaming.packets import ReportPlayed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from server.events import ItemTruncate, PlaybackAck
     from server.journal import Record
     from server.responses import Responses, Wiring
-    from streaming.packets import Command, TurnTruncated
+    from streaming.packets import TurnTruncated
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +48,9 @@ class _Grace:
 class Heard:
     """Owned by the session."""
 
-    def __init__(
-        self, wiring: Wiring, responses: Responses, send: Callable[[Command], None]
-    ) -> None:
+    def __init__(self, wiring: Wiring, responses: Responses) -> None:
         self._wiring = wiring
         self._responses = responses
-        self._send = send
         self._asked: _Asked | None = None
         self._grace: _Grace | None = None
 
@@ -101,7 +96,7 @@ class Heard:
             origin.session_id, origin.turn_id
         ):
             report = ReportPlayed(origin.session_id, origin.turn_id, record.acked_samples)
-            self._send(report)
+            self._wiring.send(report)
 
     def note_interrupted(self, now_ms: int) -> None:
         """The conversation's reply was stopped."""

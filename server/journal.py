@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from server.context import Passage, Picture, Words, reply_key
+from server.context import Awaited, Passage, Picture, Words, reply_key
 from server.items import (
     AssistantMessage,
     FunctionCall,
@@ -265,6 +265,8 @@ def _num_bytes(piece: Piece) -> int:
     match piece:
         case Picture():
             return len(piece.image)
+        case Awaited():
+            return piece.num_bytes
         case MediaChunk():
             return len(piece.pcm)
         case FramePair():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -49,6 +50,8 @@ class Metrics:
         self.speech_backlog = gauge(
             "parley_speech_backlog_seconds", "sound not judged yet, most of any session"
         )
+        self.tasks = gauge("parley_tasks", "tasks of the event loop")
+        self.tasks.set_function(lambda: len(asyncio.all_tasks()))
         self.log_drops = gauge("parley_log_lines_dropped", "log lines lost")
 
     def count_close(self, code: int) -> None:

@@ -14,6 +14,7 @@ from server.events import ResponseDone, StatusDetails
 from server.reply import Place, Reply, ReplyState, SpokenRate
 from server.tools import CALL_BEGIN, write_prompt
 from streaming.errors import ClientError, RequestFailed
+from streaming.media import output_ms
 from streaming.packets import (
     AudioDelta,
     DoneReason,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from server.limits import Limits
     from server.outbox import Outbox
     from server.settings import Sampling, Settings
-    from streaming.packets import Capacity
+    from streaming.packets import Capacity, Command
 
     StopReason = Literal["turn_detected", "client_cancelled"]
 
@@ -59,6 +60,8 @@ class _Asked:
     settle_ms: int = 0
     retry_ms: int = 0
     num_shrunk: int = 0
+    first_sound_ms: int | None = None
+    ended_ms: int = 0
 
     @property
     def is_own(self) -> bool:
@@ -75,6 +78,7 @@ class Wiring:
     outbox: Outbox
     new_id: Callable[[IdKind], str]
     new_context: Callable[[], Context]
+    send: Callable[[Command], None]
 
 
 class Responses:
@@ -107,6 +111,25 @@ class Responses:
     def is_closing(self) -> bool:
         """A stopped response waits for what the worker says it cost."""
         return self._main is not None and self._main.reply.state is ReplyState.CLOSING
+
+    @property
+    def is_audible(self) -> bool:
+        """Whoever waits for the conversation's reply has something of it already."""
+        reply = self.main
+        return reply is not None and (
+            reply.num_samples > 0 or (reply.is_shown and not reply.settings.speaks)
+        )
+
+    @property
+    def played_ms(self) -> int:
+        """When the newest response has been played, if it is played without a pause."""
+        main = self._main
+        if main is None:
+            return 0
+        first_ms = main.first_sound_ms
+        if first_ms is None:
+            return main.ended_ms
+        return max(main.ended_ms, first_ms + output_ms(main.reply.num_samples))
 
     @property
     def is_idle(self) -> bool:
@@ -242,10 +265,11 @@ class Responses:
         if asked is not None:
             asked.reply.receive_text(packet.text)
 
-    def receive_audio(self, packet: AudioDelta) -> None:
+    def receive_audio(self, packet: AudioDelta, now_ms: int) -> None:
         asked = self._running(packet.session_id, packet.turn_id)
         if asked is None:
             return
+        asked.first_sound_ms = now_ms if asked.first_sound_ms is None else asked.first_sound_ms
         try:
             asked.reply.receive_audio(packet.start_sample, packet.pcm)
         except RequestFailed as fault:
@@ -264,6 +288,7 @@ class Responses:
             asked.context.close()  # whether it knows the turn's input is not said
             self._take_failure(asked, packet.code, packet.message, now_ms)
         else:
+            asked.ended_ms = now_ms
             self._finish(asked, packet)
 
     def receive_failure(self, packet: SessionFailed, now_ms: int) -> None:
