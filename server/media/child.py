@@ -71,7 +71,8 @@ class DecoderChild:
             raise DecoderLost(f"no decoder process within {START_TIMEOUT_S:g} s") from None
         finally:
             if not is_ready:
-                await child.kill()
+                child.kill()
+                await child.ended()
         return child
 
     @property
@@ -112,11 +113,14 @@ class DecoderChild:
         except (asyncio.IncompleteReadError, ConnectionError, msgspec.MsgspecError) as error:
             raise DecoderLost(f"the decoder process ended: {type(error).__name__}") from None
 
-    async def kill(self) -> None:
+    def kill(self) -> None:
         """End the process at once, whatever it does."""
         with suppress(ProcessLookupError):
             self._process.kill()
         self._stdin.close()
+
+    async def ended(self) -> None:
+        """Wait until a killed process is gone."""
         with suppress(TimeoutError):
             async with asyncio.timeout(END_TIMEOUT_S):
                 await self._process.wait()

@@ -125,6 +125,8 @@ class DecoderPool:
         self._active: set[asyncio.Task[None]] = set()
         self._now_s = asyncio.get_running_loop().time
         self._idle: list[DecoderChild] = []
+        self._retired: list[DecoderChild] = []
+        """Killed and perhaps not gone."""
         self._num_starting = 0
         self._waiting: list[_Work] = []
         self._running: dict[_Work, DecoderChild | None] = {}
@@ -263,7 +265,7 @@ class DecoderPool:
             is_fit = await self._decode(work, child)
         finally:
             if child is not None:
-                await self._give_back(child, is_fit)
+                self._give_back(child, is_fit)
             del self._running[work]
             self._close(work)
         self.fill()
@@ -319,14 +321,14 @@ class DecoderPool:
         finally:
             self._num_starting -= 1
         if child is not None:
-            self._idle.append(child)
+            self._give_back(child, is_fit=True)
 
     async def _take_child(self) -> DecoderChild | None:
         while self._idle:
             child = self._idle.pop()
             if child.is_alive:
                 return child
-            await child.kill()
+            self._retire(child)
         return await self._start_child()
 
     async def _start_child(self) -> DecoderChild | None:
@@ -338,15 +340,16 @@ class DecoderPool:
         self.counters.num_started += 1
         return child
 
-    async def _give_back(self, child: DecoderChild, is_fit: bool) -> None:
-        if (
-            is_fit
-            and child.num_jobs < self._limits.max_jobs
-            and len(self._idle) < self._limits.num_idle
-        ):
+    def _give_back(self, child: DecoderChild, is_fit: bool) -> None:
+        has_more = child.num_jobs < self._limits.max_jobs
+        if is_fit and has_more and len(self._idle) < self._limits.num_idle:
             self._idle.append(child)
         else:
-            await child.kill()
+            self._retire(child)
+
+    def _retire(self, child: DecoderChild) -> None:
+        child.kill()
+        self._retired = [other for other in (*self._retired, child) if other.is_alive]
 
     async def end(self) -> None:
         """Kill all processes; nothing more is delivered."""
@@ -358,8 +361,10 @@ class DecoderPool:
         if self._active:
             await asyncio.wait(self._active)  # each ends within the limit of its process's end
         for child in self._idle:
-            await child.kill()
+            self._retire(child)
         self._idle.clear()
+        for child in self._retired:
+            await child.ended()
 
 
 @asynccontextmanager

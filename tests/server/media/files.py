@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -149,7 +151,9 @@ def picture(
     format_: str, size: tuple[int, int] = (64, 48), mode: str = "RGB", **options: object
 ) -> bytes:
     encoded = io.BytesIO()
-    Image.new(mode, size, "#336699" if mode != "L" else 90).save(encoded, format_, **options)
+    Image.new(mode, size, 90 if mode in ("L", "CMYK") else "#336699").save(
+        encoded, format_, **options
+    )
     return encoded.getvalue()
 
 
@@ -215,3 +219,21 @@ def cut(whole: bytes, *positions: int) -> list[bytes]:
 
 def thirds(whole: bytes) -> list[bytes]:
     return cut(whole, len(whole) // 3, 2 * len(whole) // 3)
+
+
+def with_size(image: bytes, width: int, height: int) -> bytes:
+    """The same file, its header claiming another size."""
+    changed = bytearray(image)
+    if image[:2] == b"\xff\xd8":
+        at = image.index(b"\xff\xc0")
+        struct.pack_into(">HH", changed, at + 5, height, width)
+    elif image[:4] == b"\x89PNG":
+        struct.pack_into(">II", changed, 16, width, height)
+        struct.pack_into(">I", changed, 29, zlib.crc32(changed[12:29]))
+    else:
+        assert image[12:16] == b"VP8 "
+        if max(width, height) <= 0x3FFF:
+            struct.pack_into("<HH", changed, 26, width, height)
+        else:
+            raise ValueError("lossy WebP has 14 bits for a side")
+    return bytes(changed)
