@@ -22,7 +22,8 @@ from server.rest import add_rest, http_error, key_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import Scope
+    from starlette.websockets import WebSocket
 
     from server.gateway import Gateway
 
@@ -113,9 +114,9 @@ async def _upgrade_required(_: Request) -> Response:
     return response
 
 
-async def _no_such_socket(scope: Scope, receive: Receive, send: Send) -> None:
-    await receive()
-    await send_denial(send, NOT_FOUND)
+async def _no_such_socket(socket: WebSocket) -> None:
+    await socket.receive()
+    await send_denial(socket.send, NOT_FOUND)
 
 
 async def _to_json(_: Request, error: Exception) -> Response:

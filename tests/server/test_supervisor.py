@@ -119,7 +119,11 @@ def test_a_worker_serves_dies_is_replaced_and_stops(folder: Path) -> None:
             house.client.send([OpenSession("sess_1.0"), CommitTurn("sess_1.0", 0)])
             await session.until(lambda: any(isinstance(r, TurnDone) for r in session.replies))
             assert isinstance(session.replies[0], SessionOpened)
-            assert [r.text for r in session.replies if isinstance(r, TextDelta)] == ["Good", " day", "."]
+            assert [r.text for r in session.replies if isinstance(r, TextDelta)] == [
+                "Good",
+                " day",
+                ".",
+            ]
             assert stranger.replies == []
             first = house.supervisor.pid
             assert first is not None
