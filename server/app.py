@@ -97,7 +97,7 @@ def _add_health(app: FastAPI, gateway: Gateway) -> None:
     async def metrics(request: Request) -> Response:
         if not _may_see_metrics(gateway, request):
             raise HTTPException(404)
-        return Response(gateway.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+        return Response(gateway.render_metrics(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _may_see_metrics(gateway: Gateway, request: Request) -> bool:

@@ -62,6 +62,7 @@ async def talk_once(house: House) -> float:
 
 def test_f6_clients_that_vanish_in_mid_append_leave_nothing(house: House) -> None:
     asyncio.run(talk_once(house))
+    house.wait_until(lambda: house.figure("parley_decoders_idle") == 2)
     before, rng = level(house), random.Random(6)
 
     async def vanish(cut: int) -> None:
