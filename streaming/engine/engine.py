@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from model.attention import preferred_page_size
 from model.mel import LogMel
-from streaming.engine.conversation import Conversation, Shared, TurnState
+from streaming.engine.conversation import Conversation, TurnState
 from streaming.engine.pages import IntegrityError, PagePool, PrefixCache
 from streaming.engine.pictures import Pictures, decode_pictures
 from streaming.engine.runner import EncodeContent, Runner, StepOutput, WindowContent
 from streaming.engine.scheduler import Limits, Scheduler, StepPlan
 from streaming.engine.sequence import SAMPLES_PER_MS, Phase, Role, Segment
+from streaming.engine.shared import Shared
 from streaming.errors import RequestFailed
 from streaming.packets import (
     AppendImage,
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from model.omni import Omni
     from streaming.engine.config import EngineConfig
     from streaming.engine.conversation import TurnCommand
+    from streaming.engine.graphs import Capture
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +56,15 @@ class EngineDead(RuntimeError):
 class Engine:
     """Many conversations on one checkpoint."""
 
-    def __init__(self, omni: Omni, config: EngineConfig) -> None:
-        """Raises EngineConfigError or ValueError for settings that do not fit the checkpoint."""
+    def __init__(self, omni: Omni, config: EngineConfig, capture: Capture | None = None) -> None:
+        """`capture`: see `Runner`.
+
+        Raises:
+            ValueError: settings that do not fit the checkpoint.
+        """
         limit = omni.config.thinker.decoder.max_position_embeddings
+        wanted = preferred_page_size(omni.model.thinker.model.attend)
+        config = replace(config, page_size=config.page_size or wanted)
         self.omni, self.config = omni, config
         self.context_tokens = min(config.context_tokens or limit, limit)
         pages_per_lane = -(-self.context_tokens // config.page_size)
@@ -65,7 +75,7 @@ class Engine:
             r: PrefixCache(p, config.page_size, config.max_prefixes) for r, p in pools.items()
         }
         self.scheduler = Scheduler(self._limits(), pools, self._prefixes)
-        self.runner = Runner(omni, config, self.num_pages)
+        self.runner = Runner(omni, config, self.num_pages, self.context_tokens, capture)
         self.conversations: dict[str, Conversation] = {}
         self.num_steps = 0
         self._free_lanes = deque(range(config.num_lanes))
@@ -195,14 +205,14 @@ class Engine:
             code = fault.code if isinstance(fault, RequestFailed) else "invalid_settings"
             self._refuse(session_id, code, str(fault))
             return
-        needed = -(-len(opened.prompt_ids) // self.config.page_size) + 1
+        needed = -(-len(opened.prompt.ids) // self.config.page_size) + 1
         if any(pool.num_free < needed and not self._make_room(needed) for pool in self._pools()):
             self._refuse(session_id, "worker_full", "too few pages are free for the system prompt")
             return
         self._num_opened += 1
         self._free_lanes.popleft()
         self.conversations[session_id] = opened
-        self.scheduler.add(session_id, opened.pace, opened.sequences)
+        self.scheduler.add(session_id, opened.pace, opened.prompt.sequences)
         self._use_prefix(opened)
         self._outbox.append(SessionOpened(session_id))
 
@@ -247,14 +257,14 @@ class Engine:
 
     def _use_prefix(self, opened: Conversation) -> None:
         """Take over the keys and values of a system prompt that another session has computed."""
-        ids = opened.prompt_ids
-        found = [self._prefixes[s.role].lookup(ids) for s in opened.sequences]
+        ids = opened.prompt.ids
+        found = [self._prefixes[s.role].lookup(ids) for s in opened.prompt.sequences]
         if not all(found):
-            for seq, pages in zip(opened.sequences, found, strict=True):
+            for seq, pages in zip(opened.prompt.sequences, found, strict=True):
                 self.scheduler.pools[seq.role].release(pages)
             self._unshared[opened.session_id] = ids
             return
-        for seq, pages in zip(opened.sequences, found, strict=True):
+        for seq, pages in zip(opened.prompt.sequences, found, strict=True):
             self._adopt(seq.role, pages, seq.pages)
             seq.skip(len(pages) * self.config.page_size)
 
@@ -274,8 +284,8 @@ class Engine:
             conversation = self.conversations.get(session_id)
             if ids is None or conversation is None:
                 continue
-            if all(s.num_computed >= len(ids) for s in conversation.sequences):
-                for seq in conversation.sequences:
+            if all(s.num_computed >= len(ids) for s in conversation.prompt.sequences):
+                for seq in conversation.prompt.sequences:
                     self._prefixes[seq.role].insert(ids, seq.pages)
                 del self._unshared[session_id]
 

@@ -203,7 +203,12 @@ def load_model(config: EngineConfig, report: Callable[[str, float], None]) -> Om
 
     dtype = DTYPES[config.dtype]
     return load(
-        config.model, device=config.device, dtype=dtype, weights=config.weights, progress=progress
+        config.model,
+        device=config.device,
+        dtype=dtype,
+        weights=config.weights,
+        solver=config.solver,
+        progress=progress,
     )
 
 
@@ -259,6 +264,8 @@ def serve(socket_path: Path, config: EngineConfig) -> int:
     try:
         omni = load_model(config, lambda stage, part: link.send(Loading(stage, part)))
         engine = Engine(omni, config)
+        for part in engine.runner.warm_up():
+            link.send(Loading("graphs", part))
         link.send(Loading("warm-up", 0.0))
         warm_up(engine, lambda: time.monotonic() * 1000)
         worker.run(engine)
