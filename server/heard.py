@@ -183,9 +183,12 @@ class Heard:
 
     def _revise(self, record: Record, text: str, heard_samples: int) -> None:
         words = text.partition(CALL_BEGIN)[0].strip()
+        origin = record.origin
+        assert origin is not None
+        is_there = origin.session_id == self._responses.context.session_id
         # A cut takes the calls behind the words as well, but the items of the calls stay.
-        is_alone = record.origin is not None and record.origin.num_items == 1
-        self._wiring.journal.revise(record, words, is_known=is_alone)
+        is_known = is_there and origin.num_items == 1
+        self._wiring.journal.revise(record, words, is_known=is_known)
         if heard_samples < record.num_samples:
             record.kept_samples = heard_samples
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Literal
 
-    from server.context import Context, Passage
+    from server.context import Context, Passage, Write
     from server.identity import IdKind
     from server.journal import Journal
     from server.limits import Limits
@@ -59,6 +59,7 @@ class _Asked:
     stop_reason: StopReason = "client_cancelled"
     settle_ms: int = 0
     retry_ms: int = 0
+    num_retries: int = 0
     num_shrunk: int = 0
     first_sound_ms: int | None = None
     ended_ms: int = 0
@@ -193,12 +194,12 @@ class Responses:
         self._stop(asked, reason, now_ms)
         return True
 
-    def pump(self, prompt: str | None, live: Sequence[Passage] | None, now_ms: int) -> None:
+    def pump(self, prompt: str | None, live: Write | None, now_ms: int) -> None:
         """Begin what waits and can begin; else tell the worker what the user says meanwhile.
 
         Args:
             prompt: of the session.
-            live: passages with an utterance that is still open; None without one or if nothing is new.
+            live: writes also of an utterance that is still open; None without one or if nothing is new.
         """
         if self.capacity is None:
             return
@@ -214,6 +215,8 @@ class Responses:
         """Give up waiting for what is overdue."""
         limits = self._wiring.limits
         for asked in self._asked():
+            if now_ms >= asked.retry_ms:
+                asked.retry_ms = 0
             if asked.reply.state is ReplyState.CLOSING and now_ms >= asked.settle_ms:
                 self._end_stopped(asked, Usage())
             elif (
@@ -282,10 +285,11 @@ class Responses:
             self._receive_input_fault(packet)
             return
         asked.context.end_reply(packet.turn_id)
+        if packet.reason is DoneReason.FAILED:
+            asked.context.close()  # whether it knows the turn's input is not said
         if asked.reply.state is ReplyState.CLOSING:
             self._end_stopped(asked, packet.usage)
         elif packet.reason is DoneReason.FAILED:
-            asked.context.close()  # whether it knows the turn's input is not said
             self._take_failure(asked, packet.code, packet.message, now_ms)
         else:
             asked.ended_ms = now_ms
@@ -348,12 +352,11 @@ class Responses:
         if now_ms < asked.retry_ms:
             return
         reply, context = asked.reply, asked.context
-        passages = asked.passages
-        if passages is None:
-            passages = self._wiring.journal.passages(context.session_id)
+        given = asked.passages
+        write = self._wiring.journal.passages if given is None else lambda _: given
         settings = reply.settings
         prompt = write_prompt(settings.instructions, settings.tools, settings.tool_choice)
-        if not context.tell(prompt, passages):
+        if not context.tell(prompt, write):
             return
         assert self.capacity is not None
         turn_id = context.commit(reply_options(settings, has_speech=bool(self.capacity.voices)))
@@ -378,12 +381,23 @@ class Responses:
         if was_running:
             context.stop_reply(heard)
             self._show(asked)
+            if heard is None:  # of text the worker keeps all that it made
+                context.distrust()
             reply.state = ReplyState.CLOSING
             asked.settle_ms = now_ms + self._wiring.limits.settle_ms
             return
-        if is_answered and heard is not None and reply.session_id and reply.turn:
-            context.truncate(reply.session_id, reply.turn.turn_id, heard)
+        if is_answered:
+            self._cut(asked, heard)
         self._end_stopped(asked, reply.usage)
+
+    def _cut(self, asked: _Asked, heard_samples: int | None) -> None:
+        """The worker has made all of it, but the client has not got all."""
+        reply = asked.reply
+        if reply.session_id is None or reply.turn is None:
+            return
+        where = reply.session_id, reply.turn.turn_id
+        if heard_samples is None or not asked.context.truncate(*where, heard_samples):
+            asked.context.distrust()
 
     def _end_stopped(self, asked: _Asked, usage: Usage) -> None:
         asked.reply.usage = usage
@@ -417,7 +431,8 @@ class Responses:
         can_repeat = not reply.is_shown and now_ms < asked.asked_ms + self._wiring.limits.queue_ms
         if code == WORKER_FULL and can_repeat:
             reply.requeue()
-            asked.retry_ms = now_ms + self._wiring.limits.retry_ms
+            asked.num_retries += 1
+            asked.retry_ms = now_ms + self._wiring.limits.retry_ms * 2**asked.num_retries
         elif code == CONTEXT_FULL and can_repeat and self._shrink(asked):
             reply.requeue()
         elif code == CONTEXT_FULL:
@@ -450,6 +465,9 @@ class Responses:
         """The worker gave up the input of a turn that nobody has committed: it must be told anew."""
         is_ours = packet.session_id == self.context.session_id
         if not is_ours or packet.reason is not DoneReason.FAILED:
+            return
+        if self.context.running is not None:
+            self.context.distrust()
             return
         self.context.close()
         if packet.code == CONTEXT_FULL and self.capacity is not None:

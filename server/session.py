@@ -256,6 +256,13 @@ class Session:
         return jobs
 
     @property
+    def is_idle(self) -> bool:
+        """Nobody is in the middle of something: no turn is open, nothing waits to be answered or sent."""
+        is_quiet = self._turns.input.utterance is None and not self._held
+        is_answered = self._responses.is_idle and not self._responses.wants_automatic
+        return is_quiet and is_answered and self._outbox.unsent_bytes == 0
+
+    @property
     def wake_ms(self) -> int | None:
         """When `tick` is due, if nothing else happens."""
         times = [
@@ -423,7 +430,7 @@ class Session:
             return
         settings = self.settings
         prompt = write_prompt(settings.instructions, settings.tools, settings.tool_choice)
-        self._responses.pump(prompt, self._turns.live_passages(), now_ms)
+        self._responses.pump(prompt, self._turns.write_live(), now_ms)
         if not self._responses.is_busy or self._responses.is_audible:
             self._transcriber.pump(now_ms)
 

@@ -71,7 +71,9 @@ class House:
                 self._arrived.put(line)
         self._arrived.put(None)
 
-    def wait_for_line(self, pattern: str | re.Pattern[str], limit_s: float = START_LIMIT_S) -> re.Match[str]:
+    def wait_for_line(
+        self, pattern: str | re.Pattern[str], limit_s: float = START_LIMIT_S
+    ) -> re.Match[str]:
         """Return the first match in what it has written or will write."""
         until = time.monotonic() + limit_s
         num_ended, position = 0, 0
@@ -125,7 +127,9 @@ class House:
         """Poll a figure; for what no event tells."""
         until = time.monotonic() + limit_s
         while not is_so():
-            assert time.monotonic() < until, f"did not come true in {limit_s} s\n{self.text[-3000:]}"
+            assert time.monotonic() < until, (
+                f"did not come true in {limit_s} s\n{self.text[-3000:]}"
+            )
             time.sleep(0.02)
 
     def num_fds(self) -> int:
@@ -181,7 +185,9 @@ class Caller:
         async with asyncio.timeout(STEP_LIMIT_S):
             message = await self.socket.recv()
         event: Event = (
-            {"type": "binary", "content": message} if isinstance(message, bytes) else json.loads(message)
+            {"type": "binary", "content": message}
+            if isinstance(message, bytes)
+            else json.loads(message)
         )
         self.heard.append(event)
         return event

@@ -50,7 +50,11 @@ class RawSocket:
     """Connected and upgraded."""
 
     def __init__(
-        self, port: int, more: str = "", path: str = "/v1/realtime", receive_bytes: int | None = None
+        self,
+        port: int,
+        more: str = "",
+        path: str = "/v1/realtime",
+        receive_bytes: int | None = None,
     ) -> None:
         self.socket = socket.socket()
         if receive_bytes is not None:
