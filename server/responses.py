@@ -194,6 +194,11 @@ class Responses:
         self._stop(asked, reason, now_ms)
         return True
 
+    def distrust(self, session_id: str) -> None:
+        """A worker session knows what no item says."""
+        if self.context.session_id == session_id:
+            self.context.distrust()
+
     def pump(self, prompt: str | None, live: Write | None, now_ms: int) -> None:
         """Begin what waits and can begin; else tell the worker what the user says meanwhile.
 
@@ -463,14 +468,16 @@ class Responses:
 
     def _receive_input_fault(self, packet: TurnDone) -> None:
         """The worker gave up the input of a turn that nobody has committed: it must be told anew."""
-        is_ours = packet.session_id == self.context.session_id
-        if not is_ours or packet.reason is not DoneReason.FAILED:
+        contexts = [self.context, *(asked.context for asked in self._asked())]
+        context = next((c for c in contexts if c.session_id == packet.session_id), None)
+        if context is None or packet.reason is not DoneReason.FAILED:
             return
-        if self.context.running is not None:
-            self.context.distrust()
+        if context.running is not None:
+            context.distrust()
             return
-        self.context.close()
-        if packet.code == CONTEXT_FULL and self.capacity is not None:
+        context.close()
+        is_full = packet.code == CONTEXT_FULL and context is self.context
+        if is_full and self.capacity is not None:
             self._wiring.journal.shrink(int(SHRUNK * self.capacity.context_tokens))
 
     def close(self) -> None:
