@@ -181,7 +181,7 @@ def _write_thinker(
         ids = [tokenizer.token_to_id(piece) for piece in scene.pieces]
         for before, after in zip(ids, [*ids[1:], IM_END], strict=True):
             head[after, :NUM_NAMES] += 100 * names[before]
-        # What speaks for beginning with this scene, weighed against each other; together less than what follows a token.
+        # What speaks for beginning with this scene, weighed against others; all less than what follows a token.
         first, condition = head[ids[0]], int(scene.needs_tools or scene.needs_picture)
         weight = 100 + 5 * (scene is script[0]) - 5 * condition
         first[:NUM_NAMES] += weight * line_end

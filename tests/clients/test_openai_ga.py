@@ -4,104 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import openai
 import pytest
 
 from streaming.pcm import Encoding, SoundFormat, SoundWriter
 from tests.clients import scripted
-from tests.clients.material import GET_TIME, KEY, base64_pieces, data_uri, speech, turn
-
-openai = pytest.importorskip("openai", reason="pip install -c constraints.txt -e '.[dev]'")
+from tests.clients.material import GET_TIME, KEY, data_uri, speech, turn
+from tests.clients.openai_sdk import Talk, client, talk, words
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
-
-    from openai.resources.realtime.realtime import AsyncRealtimeConnection
-    from openai.types.realtime import RealtimeResponse, RealtimeServerEvent
+    from collections.abc import Awaitable, Callable
 
     from tests.e2e.house import House
 
 RATE = 24_000
-LIMIT_S = 30
 COUNT = "Please count."
-
-
-class Talk:
-    """A program that uses the SDK's connection."""
-
-    def __init__(self, connection: AsyncRealtimeConnection) -> None:
-        self.connection = connection
-        self.heard: list[RealtimeServerEvent] = []
-
-    async def until(self, kind: str) -> Any:
-        async with asyncio.timeout(LIMIT_S):
-            while True:
-                event = await self.connection.recv()
-                self.heard.append(event)
-                assert event.type != "error" or kind == "error", event
-                if event.type == kind:
-                    return event
-
-    async def response(self) -> RealtimeResponse:
-        done: RealtimeResponse = (await self.until("response.done")).response
-        return done
-
-    async def configure(self, **session: Any) -> Any:
-        await self.connection.session.update(session={"type": "realtime", **session})
-        return (await self.until("session.updated")).session
-
-    async def write(self, text: str) -> None:
-        await self.create_message({"type": "input_text", "text": text})
-
-    async def create_message(self, *content: Any) -> None:
-        await self.connection.conversation.item.create(
-            item={"type": "message", "role": "user", "content": list(content)}
-        )
-
-    async def say(self, pcm: bytes) -> None:
-        for piece in base64_pieces(pcm, RATE):
-            await self.connection.input_audio_buffer.append(audio=piece)
-
-    def kinds(self) -> list[str]:
-        return [event.type for event in self.heard]
-
-    def sound(self) -> bytes:
-        deltas = [e.delta for e in self.heard if e.type == "response.output_audio.delta"]
-        return b"".join(map(base64.b64decode, deltas))
-
-
-def client(server: House, key: str = KEY) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(
-        api_key=key, base_url=f"http://127.0.0.1:{server.port}/v1", max_retries=0
-    )
-
-
-@asynccontextmanager
-async def talk(server: House, key: str = KEY, **options: Any) -> AsyncIterator[Talk]:
-    async with client(server, key) as program, program.realtime.connect(**options) as connection:
-        yield Talk(connection)
 
 
 def play(server: House, scene: Callable[[Talk], Awaitable[None]]) -> None:
     async def main() -> None:
-        async with talk(server, model="qwen2.5-omni") as talking:
+        async with talk(server) as talking:
             created = await talking.until("session.created")
             assert created.session.type == "realtime"
             assert created.session.audio.output.voice == "Chelsie"
             await scene(talking)
 
     asyncio.run(main())
-
-
-def words(response: RealtimeResponse) -> str:
-    """The one thing that was said."""
-    assert response.output is not None
-    [item] = response.output
-    assert item.type == "message"
-    [part] = item.content
-    return part.transcript or part.text or ""
 
 
 def test_a_spoken_turn_under_server_vad(server: House) -> None:
@@ -131,9 +61,8 @@ def test_a_spoken_turn_under_server_vad(server: House) -> None:
         )
         assert said == scripted.HEARD.text
         usage = response.usage
-        assert usage is not None and usage.output_token_details is not None
         # A code is 480 samples of 24 kHz.
-        assert len(talking.sound()) == 2 * 480 * (usage.output_token_details.audio_tokens or 0) > 0
+        assert len(talking.sound()) == 2 * 480 * usage.output_token_details.audio_tokens > 0
         kind = "conversation.item.input_audio_transcription.completed"
         done = next((e for e in talking.heard if e.type == kind), None) or await talking.until(kind)
         assert done.transcript == scripted.WRITTEN_DOWN.text
@@ -170,10 +99,7 @@ def test_a_turn_in_g711(server: House) -> None:
         response = await talking.response()
         assert words(response) == scripted.HEARD.text
         usage = response.usage
-        assert usage is not None and usage.output_token_details is not None
-        assert (
-            abs(len(talking.sound()) - 160 * (usage.output_token_details.audio_tokens or 0)) <= 160
-        )
+        assert abs(len(talking.sound()) - 160 * usage.output_token_details.audio_tokens) <= 160
 
     play(server, scene)
 
@@ -203,7 +129,6 @@ def test_a_picture(server: House, kind: str) -> None:
         await talking.connection.response.create()
         response = await talking.response()
         assert words(response) == scripted.SEEN.text
-        assert response.usage is not None and response.usage.input_token_details is not None
         assert response.usage.input_token_details.image_tokens == (168 // 28) * (224 // 28)
 
     play(server, scene)
@@ -220,7 +145,6 @@ def test_barging_in_leaves_what_was_heard(server: House) -> None:
         interrupted = await talking.response()
         assert interrupted.id == delta.response_id
         assert interrupted.status == "cancelled"
-        assert interrupted.status_details is not None
         assert interrupted.status_details.reason == "turn_detected"
         answer = asyncio.create_task(talking.response())
         await connection.conversation.item.truncate(
@@ -230,7 +154,7 @@ def test_barging_in_leaves_what_was_heard(server: House) -> None:
         late = [e for e in talking.heard if getattr(e, "response_id", "") == interrupted.id]
         position = talking.heard.index(late[-1])
         assert position < talking.kinds().index("response.done")
-        [truncated] = [e for e in talking.heard if e.type == "conversation.item.truncated"]
+        [truncated] = talking.of("conversation.item.truncated")
         assert truncated.audio_end_ms == 1000
         await connection.conversation.item.retrieve(item_id=delta.item_id)
         item = (await talking.until("conversation.item.retrieved")).item
@@ -252,7 +176,6 @@ def test_a_reply_that_is_cancelled(server: House) -> None:
         await talking.connection.response.cancel()
         response = await talking.response()
         assert response.status == "cancelled"
-        assert response.status_details is not None
         assert response.status_details.reason == "client_cancelled"
         await talking.connection.response.cancel(event_id="again")
         error = (await talking.until("error")).error
@@ -276,7 +199,6 @@ def test_a_tool_is_called_and_its_answer_told(server: House, speaks: bool) -> No
             await talking.write("What time is it?")
             await connection.response.create()
         response = await talking.response()
-        assert response.output is not None
         [call] = response.output
         assert call.type == "function_call" and call.status == "completed"
         assert (call.name, call.arguments) == (scripted.TOOL, scripted.ARGUMENTS)
