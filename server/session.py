@@ -256,6 +256,13 @@ class Session:
         return jobs
 
     @property
+    def is_idle(self) -> bool:
+        """Nobody is in the middle of something: no turn is open, nothing waits to be answered or sent."""
+        is_quiet = self._turns.input.utterance is None and not self._held
+        is_answered = self._responses.is_idle and not self._responses.wants_automatic
+        return is_quiet and is_answered and self._outbox.unsent_bytes == 0
+
+    @property
     def wake_ms(self) -> int | None:
         """When `tick` is due, if nothing else happens."""
         times = [

@@ -85,6 +85,10 @@ class StepPlan:
     jobs: tuple[Job, ...] = ()
 
     @property
+    def size(self) -> int:
+        return len(self.entries) + len(self.jobs)
+
+    @property
     def session_ids(self) -> tuple[str, ...]:
         ids = [e.seq.session_id for e in self.entries] + [j.session_id for j in self.jobs]
         return tuple(dict.fromkeys(ids))
@@ -191,6 +195,14 @@ class Scheduler:
         """Record that the plan has not run; it may be planned again."""
         for entry in plan.entries:
             entry.seq.num_scheduled = 0
+
+    def halve(self, plan: StepPlan) -> StepPlan:
+        """Give up the less urgent half of a plan of several; what is left may be run in its place."""
+        assert plan.size > 1
+        keep = plan.size // 2
+        for entry in plan.entries[keep:]:
+            entry.seq.num_scheduled = 0
+        return StepPlan(plan.role, plan.phase, plan.entries[:keep], plan.jobs[:keep])
 
     def wake_ms(self, now_ms: float) -> float | None:
         """When the first reply that waits for its playback may go on; None if none waits."""

@@ -9,6 +9,7 @@ import pybase64
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai.types.realtime import realtime_client_event
 
 from server import events
 from server.events import (
@@ -22,6 +23,7 @@ from server.events import (
     ItemTruncate,
     Picture,
     PlaybackAck,
+    ResponseCancel,
     ResponseCreate,
     ResponseRequest,
     parse_binary,
@@ -32,6 +34,7 @@ from streaming.errors import ClientError
 from tests.server.examples import CLIENT_EXAMPLES, client_message
 
 SECRET = "s3cr3t"
+ITEM = CLIENT_EXAMPLES["conversation.item.create"]["item"]
 
 
 def message(kind: str, **members: object) -> str:
@@ -59,6 +62,15 @@ def test_every_example_is_read_with_and_without_what_nobody_knows(kind: str) -> 
     more = {"type": kind, **CLIENT_EXAMPLES[kind], "event_id": "e", "unknown": {"a": [1]}}
     assert parse_text(json.dumps(more)) == event.model_copy(update={"event_id": "e"})
     assert parse_text(json.dumps(more).encode()).event_id == "e"
+
+
+def test_the_sdk_writes_the_same_events() -> None:
+    (union, *_) = get_args(realtime_client_event.RealtimeClientEvent)
+    sdk = {get_args(kind.model_fields["type"].annotation)[0]: kind for kind in get_args(union)}
+    assert set(sdk) - set(CLIENT_EXAMPLES) == set()
+    for name, kind in sdk.items():
+        written = kind.model_validate_json(client_message(name)).model_dump_json()
+        assert parse_text(written).type == name
 
 
 def test_media_arrive_as_bytes() -> None:
@@ -93,6 +105,9 @@ def test_null_is_absent() -> None:
     assert parse_text(message("response.create", response=None)) == ResponseCreate()
     ack = message("playback.ack", item_id="a", audio_end_ms=1, content_index=None, event_id=None)
     assert parse_text(ack) == PlaybackAck(item_id="a", audio_end_ms=1)
+    assert parse_text(message("response.cancel", response_id="")) == ResponseCancel()
+    created = parse_text(message("conversation.item.create", item=ITEM, previous_item_id=""))
+    assert isinstance(created, ItemCreate) and created.previous_item_id is None
     chunk = message(
         "input_video_buffer.append",
         video="",
@@ -265,6 +280,19 @@ def test_media_end_at_their_limit(kind: str, member: str, limit: int, code: str)
     assert (fault.code, fault.param) == (code, member)
 
 
+def test_a_flood_of_values_is_not_read() -> None:
+    flood = '{"type":"session.finish","x":[' + "[]," * 250_000 + "[]]}"
+    for text in (flood, flood.encode()):
+        with pytest.raises(EventError) as caught:
+            parse_text(text)
+        assert (caught.value.code, caught.value.param) == ("invalid_json", None)
+    # Base64 has none of the characters that are counted.
+    picture = pybase64.b64encode_as_string(bytes(2**20))
+    assert isinstance(
+        parse_text(message("input_image_buffer.append", image=picture)), InputImageAppend
+    )
+
+
 def test_an_error_event_says_what_the_fault_knows() -> None:
     fault = EventError(ClientError("invalid_value", "Too long.", param="a.b", limit=3), "e1")
     assert ErrorEvent.of(fault, "other") == ErrorEvent(
@@ -324,6 +352,32 @@ def test_whatever_arrives_is_an_event_or_an_error_without_the_clients_words(valu
         assert SECRET not in f"{fault} {fault.code} {fault.message} {fault.param} {fault.facts}"
         assert fault.event_id is None or fault.event_id == value["event_id"]
         assert fault.__cause__ is None and SECRET not in repr(fault.__context__)
+
+
+WORDS = (
+    *(f"{SECRET}?", f"http://{SECRET}", f"data:image/png;base64,{SECRET}?", f"data:{SECRET},"),
+    *([SECRET], [{SECRET: SECRET}], {SECRET: SECRET}, {"type": SECRET}, {"role": SECRET}),
+    *({"type": "message", "role": "user", "content": [{"type": kind, SECRET: 1, **part}]}
+      for kind in (SECRET, "text", "input_audio", "input_image", "input_video")
+      for part in ({"text": [SECRET]}, {"audio": f"{SECRET}?"}, {"image_url": f"{SECRET}?"}, {"video_url": SECRET})),
+    *({name: SECRET} for name in ("conversation", "input", "metadata")),
+    {"metadata": {SECRET: 1}},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CLIENT_EXAMPLES)
+def test_no_member_leaks(kind: str) -> None:
+    num_refused = 0
+    for member in ("type", "event_id", *CLIENT_EXAMPLES[kind]):
+        for value in WORDS:
+            try:
+                parse_text(json.dumps({"type": kind, **CLIENT_EXAMPLES[kind], member: value}))
+            except EventError as fault:
+                num_refused += 1
+                assert SECRET not in f"{fault} {fault.facts}" and SECRET not in repr(
+                    fault.__context__
+                )
+    assert num_refused >= len(WORDS)
 
 
 @given(st.text() | st.binary(), st.binary())

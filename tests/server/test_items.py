@@ -67,6 +67,18 @@ def test_what_a_user_may_say(part: dict[str, Any], read: object) -> None:
     assert parse_item(message("user", part), "item") == UserMessage("", [read])  # type: ignore[list-item]
 
 
+def test_a_wav_file_ends_at_its_limit() -> None:
+    for num_bytes, param in ((2**20 - 44, None), (2**20 - 42, "item.content.0.input_audio.data")):
+        data = {"data": pybase64.b64encode_as_string(write_wav(bytes(num_bytes), 48000))}
+        raw = message("user", {"type": "input_audio", "input_audio": data})
+        if param is None:
+            parse_item(raw, "item")
+            continue
+        with pytest.raises(ClientError) as caught:
+            parse_item(raw, "item")
+        assert caught.value.param == param
+
+
 def test_a_wav_file_is_decoded() -> None:
     wav = write_wav(bytes(4800), 24000)
     data = {"data": pybase64.b64encode_as_string(wav), "format": "wav"}

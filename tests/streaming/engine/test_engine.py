@@ -265,6 +265,22 @@ def test_a_held_reply_can_be_cancelled_and_the_next_one_is_free(omni, new_driver
     assert driver.answer("a", 1).codes
 
 
+def test_a_turn_withdrawn_after_the_history_was_cut_leaves_no_open_message(
+    omni, new_driver
+) -> None:  # type: ignore[no-untyped-def]
+    driver = new_driver()
+    driver.open("a")
+    driver.say("a", 0, CASES["text"])
+    driver.run()
+    driver.submit(AppendText("a", 1, "never mind"), TruncateTurn("a", 0, 0), CancelTurn("a", 1))
+    driver.say("a", 2, CASES["text"])
+    driver.run()
+    expected = chat_answer(chat_with_history(omni, CASES["text"], []), CASES["text"])
+    answer = driver.answer("a", 2)
+    assert (answer.tokens, answer.codes) == (expected.tokens, expected.codes)
+    driver.engine.check_integrity()
+
+
 def kept_tokens(driver: Driver, session_id: str) -> list[int]:
     reply = driver.engine.conversations[session_id].reply
     assert reply is not None
@@ -273,8 +289,8 @@ def kept_tokens(driver: Driver, session_id: str) -> list[int]:
 
 def heard_count(driver: Driver, truncated: TurnTruncated) -> int:
     conversation = driver.engine.conversations[truncated.session_id]
-    [reply] = [r for r in conversation._replies if r.turn_id == truncated.turn_id]
-    return conversation._heard_tokens(reply)
+    [reply] = [r for r in conversation.replies if r.turn_id == truncated.turn_id]
+    return reply.num_heard_tokens(conversation.rate)
 
 
 def chat_with_history(omni, said: Said, reply_tokens: list[int]) -> Chat:  # type: ignore[no-untyped-def]
