@@ -62,11 +62,16 @@ class _Asked:
     num_retries: int = 0
     num_shrunk: int = 0
     first_sound_ms: int | None = None
-    ended_ms: int = 0
+    ended_ms: int | None = None
 
     @property
     def is_own(self) -> bool:
         return self.passages is not None
+
+    @property
+    def heard_samples(self) -> int | None:
+        """Nothing behind what was sent can have been heard. None of a reply without sound."""
+        return self.reply.num_samples if self.reply.settings.speaks else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,11 @@ class Responses:
         """A stopped response waits for what the worker says it cost."""
         return self._main is not None and self._main.reply.state is ReplyState.CLOSING
 
+    def running(self) -> set[tuple[str, int]]:
+        """Return worker session and turn of every reply that is being made."""
+        contexts = [self.context, *(asked.context for asked in self._asked())]
+        return {context.running for context in contexts if context.running is not None}
+
     @property
     def is_audible(self) -> bool:
         """Whoever waits for the conversation's reply has something of it already."""
@@ -122,15 +132,12 @@ class Responses:
         )
 
     @property
-    def played_ms(self) -> int:
-        """When the newest response has been played, if it is played without a pause."""
+    def played_ms(self) -> int | None:
+        """When the newest response has been played, if without a pause; None if it did not come to its end."""
         main = self._main
-        if main is None:
-            return 0
-        first_ms = main.first_sound_ms
-        if first_ms is None:
-            return main.ended_ms
-        return max(main.ended_ms, first_ms + output_ms(main.reply.num_samples))
+        if main is None or main.ended_ms is None or main.first_sound_ms is None:
+            return main.ended_ms if main is not None else None
+        return max(main.ended_ms, main.first_sound_ms + output_ms(main.reply.num_samples))
 
     @property
     def is_idle(self) -> bool:
@@ -287,12 +294,14 @@ class Responses:
     def receive_done(self, packet: TurnDone, now_ms: int) -> None:
         asked = self._of(packet.session_id, packet.turn_id)
         if asked is None:
-            self._receive_input_fault(packet)
+            self._receive_stray(packet)
             return
         asked.context.end_reply(packet.turn_id)
         if packet.reason is DoneReason.FAILED:
             asked.context.close()  # whether it knows the turn's input is not said
         if asked.reply.state is ReplyState.CLOSING:
+            if packet.reason is not DoneReason.CANCELLED:
+                self._cut(asked)  # the reply was over before the worker heard of its end
             self._end_stopped(asked, packet.usage)
         elif packet.reason is DoneReason.FAILED:
             self._take_failure(asked, packet.code, packet.message, now_ms)
@@ -364,6 +373,8 @@ class Responses:
         if not context.tell(prompt, write):
             return
         assert self.capacity is not None
+        if reply.place is not None:  # it answers everything that was told
+            reply.place = Place(self._wiring.journal, self._wiring.journal.tail_id)
         turn_id = context.commit(reply_options(settings, has_speech=bool(self.capacity.voices)))
         assert context.session_id is not None
         reply.begin(context.session_id, turn_id)
@@ -381,8 +392,7 @@ class Responses:
         is_answered = reply.state is ReplyState.DONE
         reply.withdraw()
         asked.stop_reason = reason
-        # Nothing behind what was sent can have been heard.
-        heard = reply.num_samples if reply.settings.speaks else None
+        heard = asked.heard_samples
         if was_running:
             context.stop_reply(heard)
             self._show(asked)
@@ -392,16 +402,16 @@ class Responses:
             asked.settle_ms = now_ms + self._wiring.limits.settle_ms
             return
         if is_answered:
-            self._cut(asked, heard)
+            self._cut(asked)
         self._end_stopped(asked, reply.usage)
 
-    def _cut(self, asked: _Asked, heard_samples: int | None) -> None:
+    def _cut(self, asked: _Asked) -> None:
         """The worker has made all of it, but the client has not got all."""
-        reply = asked.reply
+        reply, heard = asked.reply, asked.heard_samples
         if reply.session_id is None or reply.turn is None:
             return
         where = reply.session_id, reply.turn.turn_id
-        if heard_samples is None or not asked.context.truncate(*where, heard_samples):
+        if heard is None or not asked.context.truncate(*where, heard):
             asked.context.distrust()
 
     def _end_stopped(self, asked: _Asked, usage: Usage) -> None:
@@ -466,13 +476,13 @@ class Responses:
         if asked is not self._main:
             self._others.remove(asked)
 
-    def _receive_input_fault(self, packet: TurnDone) -> None:
-        """The worker gave up the input of a turn that nobody has committed: it must be told anew."""
+    def _receive_stray(self, packet: TurnDone) -> None:
+        """Nobody waits for this turn: the worker gave up its input, or made the reply after it was given up here."""
         contexts = [self.context, *(asked.context for asked in self._asked())]
         context = next((c for c in contexts if c.session_id == packet.session_id), None)
-        if context is None or packet.reason is not DoneReason.FAILED:
+        if context is None or packet.reason is DoneReason.CANCELLED:
             return
-        if context.running is not None:
+        if packet.reason is not DoneReason.FAILED or context.running is not None:
             context.distrust()
             return
         context.close()
