@@ -184,7 +184,13 @@ def play(act: Callable[[Scene], Awaitable[None]], **settings: Any) -> tuple[Scen
         session, worker, deaf, metrics = ScriptedSession(), ScriptedWorker(), Deaf(), Metrics()
         services = Services(ServerConfig(**settings), metrics, deaf, deaf)  # type: ignore[arg-type]
         connection = Connection(
-            "s", "ana", session, Verbatim(), Channel(inbox.get, send), worker, services  # type: ignore[arg-type]
+            "s",
+            "ana",
+            session,
+            Verbatim(),
+            Channel(inbox.get, send),
+            worker,
+            services,  # type: ignore[arg-type]
         )
         scene = Scene(session, worker, deaf, inbox, outbox, may_send, connection, metrics)
         running = asyncio.create_task(connection.run())
