@@ -337,6 +337,7 @@ class Reply:
         message.item.status = status
         content = OutputAudio(message.text) if self.settings.speaks else OutputText(message.text)
         message.item.content = [content]
+        message.record.revision += 1
         events = self._closings(message)[message.num_closed :]
         message.num_closed += len(events)
         return events

@@ -62,11 +62,16 @@ class _Asked:
     num_retries: int = 0
     num_shrunk: int = 0
     first_sound_ms: int | None = None
-    ended_ms: int = 0
+    ended_ms: int | None = None
 
     @property
     def is_own(self) -> bool:
         return self.passages is not None
+
+    @property
+    def heard_samples(self) -> int | None:
+        """Nothing behind what was sent can have been heard. None of a reply without sound."""
+        return self.reply.num_samples if self.reply.settings.speaks else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,15 +127,12 @@ class Responses:
         )
 
     @property
-    def played_ms(self) -> int:
-        """When the newest response has been played, if it is played without a pause."""
+    def played_ms(self) -> int | None:
+        """When the newest response has been played, if without a pause; None if it did not come to its end."""
         main = self._main
-        if main is None:
-            return 0
-        first_ms = main.first_sound_ms
-        if first_ms is None:
-            return main.ended_ms
-        return max(main.ended_ms, first_ms + output_ms(main.reply.num_samples))
+        if main is None or main.ended_ms is None or main.first_sound_ms is None:
+            return main.ended_ms if main is not None else None
+        return max(main.ended_ms, main.first_sound_ms + output_ms(main.reply.num_samples))
 
     @property
     def is_idle(self) -> bool:
@@ -193,6 +195,11 @@ class Responses:
             return False
         self._stop(asked, reason, now_ms)
         return True
+
+    def distrust(self, session_id: str) -> None:
+        """A worker session knows what no item says."""
+        if self.context.session_id == session_id:
+            self.context.distrust()
 
     def pump(self, prompt: str | None, live: Write | None, now_ms: int) -> None:
         """Begin what waits and can begin; else tell the worker what the user says meanwhile.
@@ -282,12 +289,14 @@ class Responses:
     def receive_done(self, packet: TurnDone, now_ms: int) -> None:
         asked = self._of(packet.session_id, packet.turn_id)
         if asked is None:
-            self._receive_input_fault(packet)
+            self._receive_stray(packet)
             return
         asked.context.end_reply(packet.turn_id)
         if packet.reason is DoneReason.FAILED:
             asked.context.close()  # whether it knows the turn's input is not said
         if asked.reply.state is ReplyState.CLOSING:
+            if packet.reason is not DoneReason.CANCELLED:
+                self._cut(asked)  # the reply was over before the worker heard of its end
             self._end_stopped(asked, packet.usage)
         elif packet.reason is DoneReason.FAILED:
             self._take_failure(asked, packet.code, packet.message, now_ms)
@@ -376,8 +385,7 @@ class Responses:
         is_answered = reply.state is ReplyState.DONE
         reply.withdraw()
         asked.stop_reason = reason
-        # Nothing behind what was sent can have been heard.
-        heard = reply.num_samples if reply.settings.speaks else None
+        heard = asked.heard_samples
         if was_running:
             context.stop_reply(heard)
             self._show(asked)
@@ -387,16 +395,16 @@ class Responses:
             asked.settle_ms = now_ms + self._wiring.limits.settle_ms
             return
         if is_answered:
-            self._cut(asked, heard)
+            self._cut(asked)
         self._end_stopped(asked, reply.usage)
 
-    def _cut(self, asked: _Asked, heard_samples: int | None) -> None:
+    def _cut(self, asked: _Asked) -> None:
         """The worker has made all of it, but the client has not got all."""
-        reply = asked.reply
+        reply, heard = asked.reply, asked.heard_samples
         if reply.session_id is None or reply.turn is None:
             return
         where = reply.session_id, reply.turn.turn_id
-        if heard_samples is None or not asked.context.truncate(*where, heard_samples):
+        if heard is None or not asked.context.truncate(*where, heard):
             asked.context.distrust()
 
     def _end_stopped(self, asked: _Asked, usage: Usage) -> None:
@@ -461,16 +469,18 @@ class Responses:
         if asked is not self._main:
             self._others.remove(asked)
 
-    def _receive_input_fault(self, packet: TurnDone) -> None:
-        """The worker gave up the input of a turn that nobody has committed: it must be told anew."""
-        is_ours = packet.session_id == self.context.session_id
-        if not is_ours or packet.reason is not DoneReason.FAILED:
+    def _receive_stray(self, packet: TurnDone) -> None:
+        """Nobody waits for this turn: the worker gave up its input, or made the reply after it was given up here."""
+        contexts = [self.context, *(asked.context for asked in self._asked())]
+        context = next((c for c in contexts if c.session_id == packet.session_id), None)
+        if context is None or packet.reason is DoneReason.CANCELLED:
             return
-        if self.context.running is not None:
-            self.context.distrust()
+        if packet.reason is not DoneReason.FAILED or context.running is not None:
+            context.distrust()
             return
-        self.context.close()
-        if packet.code == CONTEXT_FULL and self.capacity is not None:
+        context.close()
+        is_full = packet.code == CONTEXT_FULL and context is self.context
+        if is_full and self.capacity is not None:
             self._wiring.journal.shrink(int(SHRUNK * self.capacity.context_tokens))
 
     def close(self) -> None:

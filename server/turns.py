@@ -148,7 +148,8 @@ class Turns:
             return None
         if reply.is_active or self.input.utterance is not None or reply.id == self._timed_out_id:
             return None
-        return self._responses.played_ms + detection.idle_timeout_ms
+        played_ms = self._responses.played_ms
+        return None if played_ms is None else played_ms + detection.idle_timeout_ms
 
     def tick(self, now_ms: int) -> None:
         due = self.silence_ms()

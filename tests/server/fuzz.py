@@ -504,7 +504,7 @@ class Play:
             self.read()
             session = self.session
             waits = self.replies or self.commands or worker.running() or self.jobs or session._held
-            if not waits and not session._is_settling and session._responses.is_idle:
+            if not waits and session._heard.wake_ms() is None and session._responses.is_idle:
                 return
             self.pass_time(600)
         raise AssertionError("the session does not come to rest")
