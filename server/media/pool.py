@@ -299,8 +299,7 @@ class DecoderPool:
             return
         if decoded.fault:
             self.counters.num_faults += 1
-            self._fail(work, decoded.fault)
-            return
+            self._close(work)
         self._deliver(work.session_id, decoded)
 
     # ---- processes
