@@ -40,7 +40,9 @@ from tests.server.media.files import (
 from tests.server.media.pools import child, pool_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
+
+    from server.media.child import DecoderChild
 
 pytestmark = pytest.mark.slow  # each starts real processes
 
@@ -64,49 +66,57 @@ def _cpu_s(pid: int) -> float:
 
 
 class Outcome:
-    """What one job did to a fresh process."""
+    """What one job did to a process."""
 
-    def __init__(self, job: MediaJob) -> None:
-        self.answers: list[Decoded] = []
-        asyncio.run(self._run(job))
+    def __init__(self, answers: list[Decoded], cpu_s: float, peak_kb: int) -> None:
+        self.fault = answers[-1].fault
+        self.code = self.fault.code if self.fault else None
+        self.num_answers = len(answers)
+        self.result = collect(answers)
+        self.cpu_s = cpu_s
+        self.peak_kb = peak_kb
+        """Of this job and those before it."""
 
-    async def _run(self, job: MediaJob) -> None:
+
+def outcomes(jobs: Mapping[str, MediaJob]) -> dict[str, Outcome]:
+    """Do jobs one after the other in one process, which, unlike a pool's, goes on after a fault."""
+
+    async def run() -> dict[str, Outcome]:
         async with child() as process:
-            before_s = _cpu_s(process.pid)
-            async with asyncio.timeout(10):
-                self.fault = await process.run(job, self.answers.append)
-            self.cpu_s = _cpu_s(process.pid) - before_s
-            self.peak_kb = _memory_kb(process.pid, "VmPeak")
+            return {name: await do(process, job) for name, job in jobs.items()}
 
-    @property
-    def code(self) -> FaultCode | None:
-        return self.fault.code if self.fault else None
+    async def do(process: DecoderChild, job: MediaJob) -> Outcome:
+        answers: list[Decoded] = []
+        before_s = _cpu_s(process.pid)
+        async with asyncio.timeout(10):
+            await process.run(job, answers.append)
+        cpu_s = _cpu_s(process.pid) - before_s
+        return Outcome(answers, cpu_s, _memory_kb(process.pid, "VmPeak"))
 
-    @property
-    def num_frames(self) -> int:
-        return len(collect(self.answers).frames)
+    return asyncio.run(run())
 
 
 # ---- F20: huge dimensions
 
 
-@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
-def test_f20_a_huge_picture_is_refused_from_its_header(format_: str) -> None:
-    outcome = Outcome(Stills("s", with_size(picture(format_), 16_000, 16_000), 313_600))
-    assert outcome.code is FaultCode.IMAGE_TOO_LARGE
-    assert outcome.cpu_s <= PROMPT_S
-    assert outcome.peak_kb < MAX_MEMORY_KB
+def test_f20_a_huge_picture_is_refused_from_its_header() -> None:
+    files = {kind: with_size(picture(kind), 16_000, 16_000) for kind in ("JPEG", "PNG", "WEBP")}
+    jobs = {kind: Stills(kind, file, 313_600) for kind, file in files.items()}
+    for kind, outcome in outcomes(jobs).items():
+        assert outcome.code is FaultCode.IMAGE_TOO_LARGE, kind
+        assert outcome.cpu_s <= PROMPT_S, kind
+        assert outcome.peak_kb < MAX_MEMORY_KB, kind
 
 
 def test_f20_the_largest_picture_allowed_fits_into_the_process() -> None:
-    for format_, options in (
-        ("PNG", {}),
-        ("JPEG", {"progressive": True}),
-        ("WEBP", {"lossless": True}),
-    ):
-        mode = "RGB" if format_ == "JPEG" else "RGBA"
-        outcome = Outcome(Stills("s", picture(format_, (4096, 4096), mode, **options), 313_600))
-        assert outcome.fault is None, format_
+    files = {
+        "PNG": picture("PNG", (4096, 4096), "RGBA"),
+        "JPEG": picture("JPEG", (4096, 4096), progressive=True),
+        "WEBP": picture("WEBP", (4096, 4096), "RGBA", lossless=True),
+    }
+    jobs = {kind: Stills(kind, file, 313_600) for kind, file in files.items()}
+    for kind, outcome in outcomes(jobs).items():
+        assert outcome.fault is None, kind
 
 
 def _without_claim(file: bytes, width: int, height: int, new: tuple[int, int]) -> bytes:
@@ -127,7 +137,7 @@ def _with_vp8_size(file: bytes, width: int, height: int) -> bytes:
 
 def _large(name: str) -> bytes:
     recording = RECORDINGS[name]
-    return record(replace(recording, sound=None), 0.2, (4096, 2304))
+    return record(replace(recording, sound=None), 0.1, (4096, 2304))
 
 
 def _disguised(name: str) -> bytes:
@@ -151,45 +161,41 @@ HUGE: dict[str, tuple[MediaType, Callable[[], bytes]]] = {
 }
 
 
-@pytest.mark.parametrize("name", HUGE)
-def test_f20_a_huge_video_is_refused(name: str) -> None:
-    type_, make = HUGE[name]
-    outcome = Outcome(_file(type_, make()))
-    assert outcome.num_frames == 0
-    assert outcome.code is FaultCode.MEDIA_DECODE_ERROR
-    assert outcome.peak_kb <= MAX_MEMORY_KB
-    if name.endswith("as it says"):
-        assert outcome.cpu_s <= PROMPT_S
+def test_f20_a_huge_video_is_refused() -> None:
+    jobs = {name: _file(type_, make()) for name, (type_, make) in HUGE.items()}
+    for name, outcome in outcomes(jobs).items():
+        assert not outcome.result.frames, name
+        assert outcome.code is FaultCode.MEDIA_DECODE_ERROR, name
+        assert outcome.cpu_s <= PROMPT_S, name
+        assert outcome.peak_kb <= MAX_MEMORY_KB, name
 
 
 def test_f20_full_hd_is_not_huge() -> None:
-    for name in ("vp8", "vp9", "h264"):
-        recording = RECORDINGS[name]
-        outcome = Outcome(_file(recording.type, record(recording, 0.5, (1920, 1080))))
-        assert outcome.fault is None
-        assert outcome.num_frames == 1
-        assert outcome.peak_kb < MAX_MEMORY_KB
+    recordings = {name: RECORDINGS[name] for name in ("vp8", "vp9", "h264")}
+    jobs = {
+        name: _file(recording.type, record(recording, 0.2, (1920, 1080)))
+        for name, recording in recordings.items()
+    }
+    for name, outcome in outcomes(jobs).items():
+        assert outcome.fault is None, name
+        assert len(outcome.result.frames) == 1, name
+        assert outcome.peak_kb < MAX_MEMORY_KB, name
 
 
 # ---- F21: bombs by count
 
 
-def test_f21_minutes_of_black_are_cut_at_the_budget() -> None:
-    bomb = repeated_frame(300 * 30)
-    assert len(bomb) < 250_000
-    outcome = Outcome(_file(MediaType.WEBM, bomb))
-    assert outcome.code is FaultCode.MEDIA_DECODE_ERROR
-    assert 0 < outcome.num_frames <= MAX_CHUNK_FRAMES
-    assert outcome.cpu_s <= MAX_CHUNK_CPU_S
-
-
-def test_f21_minutes_of_silence_are_cut_at_the_budget() -> None:
-    bomb = repeated_silence(10 * 60 * 50)
-    assert len(bomb) < 500_000
-    outcome = Outcome(_file(MediaType.WEBM, bomb))
-    assert outcome.code is FaultCode.MEDIA_DECODE_ERROR
-    assert len(collect(outcome.answers).pcm) <= MAX_CHUNK_SOUND_S * 32_000
-    assert outcome.cpu_s <= MAX_CHUNK_CPU_S
+def test_f21_minutes_of_black_or_silence_are_cut_at_the_budget() -> None:
+    bombs = {"black": repeated_frame(300 * 30), "silence": repeated_silence(10 * 60 * 50)}
+    assert len(bombs["black"]) < 250_000
+    assert len(bombs["silence"]) < 500_000
+    jobs = {name: _file(MediaType.WEBM, bomb) for name, bomb in bombs.items()}
+    for name, outcome in outcomes(jobs).items():
+        assert outcome.code is FaultCode.MEDIA_DECODE_ERROR, name
+        assert outcome.result.frames or outcome.result.pcm, name  # up to the budget
+        assert len(outcome.result.frames) <= MAX_CHUNK_FRAMES, name
+        assert len(outcome.result.pcm) <= MAX_CHUNK_SOUND_S * 32_000, name
+        assert outcome.cpu_s <= MAX_CHUNK_CPU_S, name
 
 
 def test_f21_a_picture_of_endless_passes_is_ended() -> None:
@@ -245,20 +251,14 @@ def test_f22_nothing_that_media_refer_to_is_opened(type_: MediaType, tmp_path: P
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
 
-        async def run() -> None:
-            async with child() as process:
-                for name, file in _references(listener.getsockname()[1], canary).items():
-                    answers: list[Decoded] = []
-                    before_s = _cpu_s(process.pid)
-                    async with asyncio.timeout(10):
-                        fault = await process.run(_file(type_, file), answers.append)
-                    assert _cpu_s(process.pid) - before_s <= PROMPT_S, name
-                    if name != "quicktime reference" or type_ is not MediaType.MP4:
-                        assert fault is not None, name
-                        assert fault.code is FaultCode.MEDIA_DECODE_ERROR, name
-                        assert len(answers) == 1, name
-
-        asyncio.run(run())
+        files = _references(listener.getsockname()[1], canary)
+        for name, outcome in outcomes(
+            {name: _file(type_, file) for name, file in files.items()}
+        ).items():
+            assert outcome.cpu_s <= PROMPT_S, name
+            if name != "quicktime reference" or type_ is not MediaType.MP4:
+                assert outcome.code is FaultCode.MEDIA_DECODE_ERROR, name
+                assert outcome.num_answers == 1, name
         with pytest.raises(BlockingIOError):
             listener.accept()
 
@@ -266,7 +266,7 @@ def test_f22_nothing_that_media_refer_to_is_opened(type_: MediaType, tmp_path: P
 # ---- F23: real media, broken
 
 NUM_MUTATIONS = 500
-TIME_BOX_S = 8.0
+TIME_BOX_S = 5.0
 
 
 def _mutations(seed: int) -> Iterator[MediaJob]:
