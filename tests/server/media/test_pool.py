@@ -148,6 +148,16 @@ def test_one_session_cannot_take_all_processes() -> None:
     asyncio.run(run())
 
 
+def test_a_sessions_streams_do_not_keep_its_stills_waiting() -> None:
+    async def run() -> None:
+        async with pool_of(max_processes=4, max_per_session=2) as (pool, answers):
+            for key in ("camera", "screen"):
+                await answers.to(pool, _piece(0, key))
+            assert (await answers.to(pool, STILL))[-1].frames
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("limit", ["session_bytes", "total_bytes"])
 def test_what_waits_is_bounded_in_bytes(limit: str) -> None:
     async def run() -> None:
