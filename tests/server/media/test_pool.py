@@ -57,7 +57,7 @@ def test_stills_are_answered_by_their_ids_beside_an_open_stream() -> None:
             for name in "abc":
                 pool.submit("s", Stills(name, picture("PNG", (8, 8)), 100))
             received = [(await answers.done("s"))[-1] for _ in "abc"]
-            assert [answer.key for answer in received] == ["a", "b", "c"]
+            assert {answer.key for answer in received} == {*"abc"}
             assert all(answer.frames for answer in received)
             assert collect(await answers.to(pool, _piece(1))).frames
 
