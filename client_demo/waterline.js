@@ -1,0 +1,143 @@
+// @ts-check
+/**
+ * The waterline: one horizontal line that the assistant's voice lifts and yours presses down.
+ *
+ * What a voice does now stands in the middle and travels outwards as it ages, so the line remembers the last seconds.
+ * It knows two levels and a state word.
+ */
+
+const LAYERS = 6;
+const SMOOTHING = 0.2;
+const SILENCE = 0.003;
+const MEMORY = 150; // frames until a sound has reached the edge
+const BREATH_MS = 3200;
+const STILL_MS = 250; // under reduced motion: how often two bars may change
+
+/** @typedef {{assistant: number, user: number}} Levels */
+
+export class Waterline {
+  /**
+   * @param {HTMLCanvasElement} canvas
+   * @param {{ink(): Record<"line" | "assistant" | "user", string>, levels(): Levels, state(): string}} read
+   */
+  constructor(canvas, read) {
+    this.canvas = canvas;
+    this.read = read;
+    this.pen = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+    this.calm = matchMedia("(prefers-reduced-motion: reduce)");
+    this.flatten();
+    new ResizeObserver(() => this.measure()).observe(canvas);
+    for (const query of ["(prefers-color-scheme: dark)", "(forced-colors: active)"]) {
+      matchMedia(query).addEventListener("change", () => this.measure());
+    }
+    document.addEventListener("visibilitychange", () => this.run());
+    this.calm.addEventListener("change", () => this.run());
+    this.measure();
+    this.run();
+  }
+
+  /** Falls flat at once: an interruption. */
+  flatten() {
+    this.now = { assistant: 0, user: 0 };
+    this.past = { assistant: new Float32Array(MEMORY), user: new Float32Array(MEMORY) };
+  }
+
+  /** @private */
+  measure() {
+    const scale = devicePixelRatio || 1;
+    this.width = this.canvas.clientWidth;
+    this.height = this.canvas.clientHeight;
+    this.canvas.width = Math.round(this.width * scale);
+    this.canvas.height = Math.round(this.height * scale);
+    this.pen.setTransform(scale, 0, 0, scale, 0, 0);
+    this.ink = this.read.ink();
+    this.draw(performance.now());
+  }
+
+  /** @private Animation frames while visible; a slow timer where motion is unwanted. */
+  run() {
+    const round = (this.round = {}); // an older loop notices that it was replaced
+    const again = (/** @type {number} */ time) => {
+      if (this.round !== round || document.hidden) return;
+      this.advance();
+      this.draw(time);
+      if (this.calm.matches) setTimeout(() => again(performance.now()), STILL_MS);
+      else requestAnimationFrame(again);
+    };
+    again(performance.now());
+  }
+
+  /** @private */
+  advance() {
+    const levels = this.read.levels();
+    for (const who of /** @type {const} */ (["assistant", "user"])) {
+      const level = Math.sqrt(Math.max(0, levels[who] - SILENCE)); // speech hardly moves a linear one
+      const smoothing = this.calm.matches ? 1 : SMOOTHING;
+      this.now[who] += (Math.min(1, 1.5 * level) - this.now[who]) * smoothing;
+      this.past[who].copyWithin(1, 0);
+      this.past[who][0] = this.now[who];
+    }
+  }
+
+  /** @private @param {number} time */
+  draw(time) {
+    const { pen, width, height } = this;
+    const state = this.read.state();
+    pen.clearRect(0, 0, width, height);
+    this.drawLine(state, time);
+    for (const [who, side] of /** @type {const} */ ([["assistant", -1], ["user", 1]])) {
+      pen.strokeStyle = pen.fillStyle = this.ink[who];
+      if (this.calm.matches) this.drawBar(this.now[who], side);
+      else if (this.past[who].some((level) => level > SILENCE)) this.drawArcs(this.past[who], side, time);
+    }
+    pen.globalAlpha = 1;
+  }
+
+  /** @private @param {string} state @param {number} time */
+  drawLine(state, time) {
+    const { pen, width, height } = this;
+    const breath = this.calm.matches ? 1 : 0.5 + 0.5 * Math.cos((2 * Math.PI * time) / BREATH_MS);
+    const isThinking = state === "thinking";
+    pen.globalAlpha = isThinking ? 0.3 + 0.7 * breath : 1;
+    pen.strokeStyle = isThinking ? this.ink.assistant : this.ink.line;
+    pen.lineWidth = isThinking ? 1.25 + breath : 1.25;
+    pen.setLineDash(state === "reconnecting" || state === "error" ? [2, 10] : []);
+    pen.beginPath();
+    pen.moveTo(0, height / 2);
+    pen.lineTo(width, height / 2);
+    pen.stroke();
+    pen.setLineDash([]);
+  }
+
+  /** @private Layered arcs between nodes that drift slowly. @param {Float32Array} past @param {number} side @param {number} time */
+  drawArcs(past, side, time) {
+    const { pen, width, height } = this;
+    const middle = width / 2;
+    const span = Math.max(150, Math.min(280, width / 5));
+    const drift = time / 5200;
+    for (let layer = LAYERS - 1; layer >= 0; layer--) {
+      const tall = (height / 2 - 2) * (1 - layer / (LAYERS + 0.5));
+      pen.globalAlpha = 1 - layer * 0.15;
+      pen.lineWidth = layer ? 1 : 1.7;
+      pen.beginPath();
+      for (let x = 0; x <= width; x += 3) {
+        const away = (x - middle) / (width / 2); // −1 … 1
+        const age = Math.abs(away) * (MEMORY - 1);
+        const level = past[age | 0] + (past[Math.min(MEMORY - 1, (age | 0) + 1)] - past[age | 0]) * (age % 1);
+        const shore = Math.cos((Math.PI / 2) * away) ** 1.3; // flat at both edges
+        const bend = 0.35 * Math.sin(2.1 * away + drift * 1.7 + layer * 0.08);
+        const arc = Math.abs(Math.sin(Math.PI * ((x - middle) / span + bend + 0.5) + layer * 0.09 * side));
+        pen.lineTo(x, height / 2 + side * tall * level * shore * arc);
+      }
+      pen.stroke();
+    }
+  }
+
+  /** @private @param {number} level @param {number} side */
+  drawBar(level, side) {
+    const { pen, width, height } = this;
+    if (level < SILENCE) return;
+    const long = level * Math.min(width * 0.8, 752);
+    pen.fillRect((width - long) / 2, height / 2 + (side < 0 ? -14 : 6), long, 8);
+  }
+}
