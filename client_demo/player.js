@@ -63,12 +63,12 @@ export class Player {
   flush() {
     if (!this.open.size) return Promise.resolve([]);
     this.epoch++;
+    this.level = this.bufferedMs = 0;
     this.post({ type: "flush" });
     return new Promise((resolve) => {
       const answer = (/** @type {Heard[]} */ heard) => {
         if (this.flushing !== answer) return;
         this.flushing = null;
-        this.level = this.bufferedMs = 0;
         this.open.clear();
         resolve(heard);
       };

@@ -83,7 +83,7 @@ export function judgeClose(code, reason) {
 export function judgeReadiness(status, body) {
   const words = JSON.stringify(body ?? "").toLowerCase();
   const seconds = Number(body?.retry_after_s ?? body?.eta_s) || 0;
-  const wait = (sentence) => ({ isFinal: false, sentence });
+  const wait = (/** @type {string} */ sentence) => ({ isFinal: false, sentence });
   if (status === 0) return wait("The server is not answering.");
   if (status === 200) return wait("All places are taken; trying again in a moment.");
   if (/drain|shut/.test(words)) return wait("The server is restarting.");

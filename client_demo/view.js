@@ -83,7 +83,7 @@ export class View {
       // A screen reader clicks without a pointer or a key: it toggles.
       else if (event.detail === 0 && !this.isKeyed) this.hold(!this.isHolding);
     });
-    this.query("form").addEventListener("submit", (event) => {
+    this.query(".composer").addEventListener("submit", (event) => {
       event.preventDefault();
       const text = at["text-input"].value.trim();
       if (text || this.chips.childElementCount) actions.ask(text);
@@ -105,6 +105,7 @@ export class View {
   /** @private @param {Record<string, string | boolean>} settings */
   listenToSettings(settings) {
     const fields = /** @type {NodeListOf<HTMLInputElement>} */ (this.settings.querySelectorAll("[name]"));
+    this.query(".rows").addEventListener("submit", (event) => event.preventDefault());
     for (const field of fields) {
       const value = settings[field.name];
       if (field.type === "checkbox") field.checked = Boolean(value);

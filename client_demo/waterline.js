@@ -25,7 +25,10 @@ export class Waterline {
     this.read = read;
     this.pen = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
     this.calm = matchMedia("(prefers-reduced-motion: reduce)");
-    this.flatten();
+    this.now = { assistant: 0, user: 0 };
+    this.past = { assistant: new Float32Array(MEMORY), user: new Float32Array(MEMORY) };
+    this.width = this.height = 0;
+    this.ink = read.ink();
     new ResizeObserver(() => this.measure()).observe(canvas);
     for (const query of ["(prefers-color-scheme: dark)", "(forced-colors: active)"]) {
       matchMedia(query).addEventListener("change", () => this.measure());
@@ -39,7 +42,8 @@ export class Waterline {
   /** Falls flat at once: an interruption. */
   flatten() {
     this.now = { assistant: 0, user: 0 };
-    this.past = { assistant: new Float32Array(MEMORY), user: new Float32Array(MEMORY) };
+    this.past.assistant.fill(0);
+    this.past.user.fill(0);
   }
 
   /** @private */
@@ -74,8 +78,7 @@ export class Waterline {
       const level = Math.sqrt(Math.max(0, levels[who] - SILENCE)); // speech hardly moves a linear one
       const smoothing = this.calm.matches ? 1 : SMOOTHING;
       this.now[who] += (Math.min(1, 1.5 * level) - this.now[who]) * smoothing;
-      this.past[who].copyWithin(1, 0);
-      this.past[who][0] = this.now[who];
+      travel(this.past[who], this.now[who]);
     }
   }
 
@@ -115,12 +118,14 @@ export class Waterline {
     const middle = width / 2;
     const span = Math.max(150, Math.min(280, width / 5));
     const drift = time / 5200;
+    const oldest = past.findLastIndex((level) => level > SILENCE);
+    const reach = (middle * (oldest + 1)) / MEMORY; // the rest of the line stays clean
     for (let layer = LAYERS - 1; layer >= 0; layer--) {
       const tall = (height / 2 - 2) * (1 - layer / (LAYERS + 0.5));
       pen.globalAlpha = 1 - layer * 0.15;
       pen.lineWidth = layer ? 1 : 1.7;
       pen.beginPath();
-      for (let x = 0; x <= width; x += 3) {
+      for (let x = middle - reach; x <= middle + reach; x += 3) {
         const away = (x - middle) / (width / 2); // −1 … 1
         const age = Math.abs(away) * (MEMORY - 1);
         const level = past[age | 0] + (past[Math.min(MEMORY - 1, (age | 0) + 1)] - past[age | 0]) * (age % 1);
@@ -140,4 +145,13 @@ export class Waterline {
     const long = level * Math.min(width * 0.8, 752);
     pen.fillRect((width - long) / 2, height / 2 + (side < 0 ? -14 : 6), long, 8);
   }
+}
+
+/** Moves what was heard one step outwards, softening it as it goes. @param {Float32Array} past @param {number} now */
+function travel(past, now) {
+  for (let k = past.length - 1; k > 0; k--) {
+    const older = past[Math.min(k + 1, past.length - 1)];
+    past[k] = 0.25 * past[k] + 0.62 * past[k - 1] + 0.13 * older;
+  }
+  past[0] = now;
 }

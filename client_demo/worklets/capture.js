@@ -11,14 +11,10 @@ class Capture extends scope.AudioWorkletProcessor {
     this.resampler = new Resampler(Math.round(scope.sampleRate), rate);
     this.size = frame;
     this.muted = false;
-    this.begin();
-    this.port.onmessage = (/** @type {MessageEvent} */ { data }) => (this.muted = data.muted);
-  }
-
-  begin() {
-    this.frame = new Int16Array(this.size);
+    this.frame = new Int16Array(frame);
     this.filled = 0;
     this.energy = 0;
+    this.port.onmessage = (/** @type {MessageEvent} */ { data }) => (this.muted = data.muted);
   }
 
   /** @param {Float32Array[][]} inputs */
@@ -41,7 +37,8 @@ class Capture extends scope.AudioWorkletProcessor {
     if (this.filled < this.size) return;
     const level = Math.sqrt(this.energy / this.size);
     this.port.postMessage({ pcm: this.frame.buffer, level }, [this.frame.buffer]);
-    this.begin();
+    this.frame = new Int16Array(this.size);
+    this.filled = this.energy = 0;
   }
 }
 

@@ -29,23 +29,27 @@ class Playback extends scope.AudioWorkletProcessor {
     this.prebuffer = PREBUFFER_MS * this.perMs;
     this.epoch = 0;
     this.ramp = 1 - Math.exp(-1 / (5 * this.contextPerMs)); // 5 ms: quick, and no click
-    this.reset();
-    this.port.onmessage = (/** @type {MessageEvent} */ { data }) => this.receive(data);
-  }
-
-  reset() {
     /** @type {Packet[]} */
     this.queue = [];
     this.queued = 0;
     this.sealed = 0; // ends in the queue
     this.isPlaying = false;
     this.item = "";
-    this.heard = 0;
+    this.heard = 0; // samples of the item
     this.last = 0;
     this.gain = this.wanted = 1;
     this.fade = -1; // outputs left of a flush's fade; -1: none
-    this.energy = 0;
-    this.counted = 0;
+    this.energy = this.counted = 0;
+    this.port.onmessage = (/** @type {MessageEvent} */ { data }) => this.receive(data);
+  }
+
+  reset() {
+    this.queue = [];
+    this.queued = this.sealed = this.heard = this.last = this.energy = this.counted = 0;
+    this.isPlaying = false;
+    this.item = "";
+    this.gain = this.wanted = 1;
+    this.fade = -1;
   }
 
   /** @param {any} message */

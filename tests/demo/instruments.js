@@ -1,17 +1,23 @@
 // A microphone on cue and an ear at the speakers; runs before the page's own code.
 (() => {
-  const lab = (window.lab = { cues: [], tap: [], tracks: [], openedAt: 0, errors: [] });
+  const lab = (window.lab = { tap: [], tracks: [], errors: [], inputs: [] });
   addEventListener("error", (event) => lab.errors.push(String(event.message)));
   addEventListener("unhandledrejection", (event) => lab.errors.push(String(event.reason)));
+
+  for (const kind of ["click", "keydown"]) addEventListener(kind, () => lab.inputs.push(performance.now()), true);
 
   const connect = AudioNode.prototype.connect;
   /* The microphone: whatever the test starts, plus an inaudible constant so that the track is never empty. */
   if (navigator.mediaDevices) {
     const real = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
     navigator.mediaDevices.getUserMedia = async (wanted) => {
+      if (lab.refuse?.[wanted.audio ? "audio" : "video"]) throw new DOMException("refused", lab.refuse[wanted.audio ? "audio" : "video"]);
       const stream = await real(wanted);
-      lab.tracks.push(...stream.getTracks());
-      if (!wanted.audio || lab.useDevice) return stream;
+      if (!wanted.audio || lab.useDevice) {
+        lab.tracks.push(...stream.getTracks());
+        return stream;
+      }
+      stream.getTracks().forEach((track) => track.stop()); // it asked for permission; the sound comes from the test
       const context = (lab.context = new AudioContext());
       const mouth = (lab.mouth = context.createMediaStreamDestination());
       const hum = context.createConstantSource();
