@@ -101,17 +101,20 @@ async function start(withMic) {
   view.alert(null);
   const mine = (call = newCall()); // inside the click, or the context would stay suspended
   move(withMic ? "start" : "type");
+  const worklets = mine.player?.start().then(() => null, () => "The server is not answering."); // it serves them too
   try {
     if (withMic) await mine.mic.open(String(settings.mic));
   } catch (error) {
-    if (call === mine) fail(micSentence(error), { retry: true, typing: true });
+    mine.mic.close();
+    if (call === mine) fail((await worklets) ?? micSentence(error), { retry: true, typing: true });
     return;
   }
   if (call !== mine) return mine.mic.close(); // cancelled while the browser was asking
   if (withMic) move("granted");
-  await mine.player?.start();
-  if (settings.speaker) await mine.player?.setSpeaker(String(settings.speaker)).catch(() => {}); // unplugged: the default
+  const missing = await worklets;
   if (call !== mine) return;
+  if (missing) return fail(missing, { retry: true });
+  if (settings.speaker) await mine.player?.setSpeaker(String(settings.speaker)).catch(() => {}); // unplugged: the default
   keepAwake();
   listDevices();
   link.open();
@@ -533,6 +536,18 @@ function loseMic() {
   listDevices();
 }
 
+/** Takes up the chosen microphone; the session does not notice. */
+async function changeMic() {
+  if (!isLive(state)) return;
+  try {
+    await call?.mic.open(String(settings.mic));
+    view.alert(null);
+  } catch (error) {
+    notice(micSentence(error));
+  }
+  show();
+}
+
 async function toggleCamera() {
   if (camera.isOpen) {
     camera.close();
@@ -644,7 +659,7 @@ function set(name, value) {
   if (name === "details") showFigures();
   if (name === "mode") isHolding = false;
   if (name === "mode" || name === "voice" || name === "clips") link.update();
-  if (name === "mic" && call?.mic.isOpen) call.mic.open(String(value)).catch((error) => notice(micSentence(error)));
+  if (name === "mic") changeMic();
   if (name === "speaker") call?.player?.setSpeaker(String(value)).catch(() => notice("That speaker could not be used."));
   if ((name === "camera" || name === "clips") && camera.isOpen) {
     withCamera(() => camera.open({ deviceId: String(settings.camera), clips: Boolean(settings.clips) }));

@@ -230,14 +230,15 @@ export class View {
     const entries = new Map([...this.log.children].map((entry) => [/** @type {HTMLElement} */ (entry).dataset.id, entry]));
     const wanted = done.map((turn) => {
       const entry = /** @type {HTMLElement} */ (entries.get(turn.id) ?? newEntry(turn));
-      put(/** @type {HTMLElement} */ (entry.querySelector("p")), written({ ...turn, pictures: [] }));
-      if (turn.pictures.length && !turn.text) entry.querySelector("p")?.remove();
+      const words = /** @type {HTMLElement} */ (entry.querySelector("p"));
+      put(words, written({ ...turn, pictures: [] }));
+      words.hidden = turn.pictures.length > 0 && !turn.text; // the picture says it
       return entry;
     });
     if (wanted.some((entry, n) => this.log.children[n] !== entry) || this.log.childElementCount !== wanted.length) {
       this.log.replaceChildren(...wanted);
     }
-    this.log.scrollTop = this.log.scrollHeight;
+    this.log.lastElementChild?.scrollIntoView({ block: "nearest" });
   }
 
   toggleTranscript() {
@@ -287,7 +288,7 @@ export class View {
 
   /** Speech is read out by the page itself, so the log is live only where there is none. @param {boolean} isSpoken */
   spoken(isSpoken) {
-    this.log.setAttribute("aria-live", isSpoken ? "off" : "polite");
+    this.query("[role=log]").setAttribute("aria-live", isSpoken ? "off" : "polite");
   }
 
   /** @param {number} level 0 … 1 */

@@ -14,7 +14,7 @@ from tests.demo.peer import Peer  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Playwright
 
 
 @pytest.fixture(scope="session")
@@ -31,10 +31,16 @@ def peer(shared_peer: Peer) -> Peer:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
+def driver() -> Iterator[Playwright]:
     if not CHROMIUM.exists():
         pytest.skip(f"needs Chromium: {INSTALL}")
-    with chromium(GRANTED) as browser:
+    with playwright.sync_playwright() as driver:
+        yield driver
+
+
+@pytest.fixture(scope="session")
+def browser(driver: Playwright) -> Iterator[Browser]:
+    with chromium(driver, GRANTED) as browser:
         yield browser
 
 

@@ -1,10 +1,15 @@
 // A microphone on cue and an ear at the speakers; runs before the page's own code.
 (() => {
-  const lab = (window.lab = { tap: [], tracks: [], errors: [], inputs: [] });
+  const lab = (window.lab = { tap: [], tracks: [], errors: [], inputs: [], states: [] });
   addEventListener("error", (event) => lab.errors.push(String(event.message)));
   addEventListener("unhandledrejection", (event) => lab.errors.push(String(event.reason)));
 
   for (const kind of ["click", "keydown"]) addEventListener(kind, () => lab.inputs.push(performance.now()), true);
+
+  /* Every state, also one that passes between two looks. */
+  new MutationObserver((changes) => {
+    lab.states.push(...changes.slice(1).map(({ oldValue }) => oldValue), document.documentElement.dataset.state);
+  }).observe(document, { subtree: true, attributeFilter: ["data-state"], attributeOldValue: true });
 
   const connect = AudioNode.prototype.connect;
   /* The microphone: whatever the test starts, plus an inaudible constant so that the track is never empty. */

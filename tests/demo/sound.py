@@ -31,5 +31,6 @@ def match(heard: np.ndarray, heard_rate: int, sent: np.ndarray, sent_rate: int) 
         n = min(len(piece), len(other))
         if n < 0.7 * len(s):
             continue
-        best = max(best, float(np.corrcoef(piece[:n].ravel(), other[:n].ravel())[0, 1]))
+        if piece[:n].std() > 0:  # digital silence correlates with nothing
+            best = max(best, float(np.corrcoef(piece[:n].ravel(), other[:n].ravel())[0, 1]))
     return best

@@ -155,8 +155,7 @@ def test_interrupting_before_the_answer_begins_stops_it(visit: Callable[..., Vis
     peer.script.thinking_ms = 1500
     visitor = visit()
     visitor.start()
-    visitor.at("text-input").fill("Hello")
-    visitor.at("send").click()
+    visitor.type("Hello")
     visitor.wait("thinking")
     visitor.page.keyboard.press("Escape")
     visitor.at("interrupt").is_enabled()
@@ -190,8 +189,7 @@ def test_short_answers_play_whole_and_end_without_underrun(visit: Callable[..., 
     visitor = visit()
     visitor.start()
     visitor.keep_sound()
-    visitor.at("text-input").fill("Is it?")
-    visitor.at("send").click()
+    visitor.type("Is it?")
     visitor.wait("speaking")
     visitor.wait("listening")
     heard, rate = visitor.heard()
@@ -204,8 +202,7 @@ def test_a_slow_server_is_counted_not_fatal(visit: Callable[..., Visitor], peer:
     peer.script.speed = 0.7
     visitor = visit()
     visitor.start()
-    visitor.at("text-input").fill("Hello")
-    visitor.at("send").click()
+    visitor.type("Hello")
     visitor.wait("speaking")
     visitor.wait("listening", 15)
     assert visitor.figure("underruns") > 0
@@ -259,9 +256,7 @@ def test_the_camera_sends_pictures_and_goes_out(visit: Callable[..., Visitor], p
 
 def test_clips_are_one_stream_of_recorder_bytes(visit: Callable[..., Visitor], peer: Peer) -> None:
     visitor = visit()
-    visitor.at("settings").click()
-    visitor.at("clips").check()
-    visitor.at("close-settings").click()
+    visitor.choose("clips")
     visitor.start()
     assert peer.last.of("session.update")[-1]["session"]["video"] == {"input": {"audio_track": "ignore"}}
     visitor.at("camera").click()
@@ -325,9 +320,7 @@ def test_everything_by_keyboard(visit: Callable[..., Visitor], peer: Peer) -> No
 
 def test_a_tap_on_the_talk_button_explains_itself(visit: Callable[..., Visitor], peer: Peer) -> None:
     visitor = visit()
-    visitor.at("settings").click()
-    visitor.at("mode-ptt").check()
-    visitor.at("close-settings").click()
+    visitor.choose("mode-ptt")
     visitor.start()
     visitor.at("mute").click()
     visitor.until(lambda: "Hold the button" in visitor.at("error").text_content())
@@ -339,8 +332,7 @@ def test_a_tap_on_the_talk_button_explains_itself(visit: Callable[..., Visitor],
 def test_typed_turn_and_saved_transcript(visit: Callable[..., Visitor], peer: Peer) -> None:
     visitor = visit()
     visitor.start()
-    visitor.at("text-input").fill("How high is the water?")
-    visitor.at("send").click()
+    visitor.type("How high is the water?")
     visitor.wait("speaking")
     visitor.wait("listening", 12)
     visitor.at("transcript").click()
@@ -358,8 +350,7 @@ def test_typed_turn_and_saved_transcript(visit: Callable[..., Visitor], peer: Pe
 
 def test_typing_needs_no_microphone(visit: Callable[..., Visitor], peer: Peer) -> None:
     visitor = visit()
-    visitor.at("text-input").fill("Hello")
-    visitor.at("send").click()
+    visitor.type("Hello")
     visitor.wait("speaking")
     assert visitor.page.evaluate("lab.tracks.length") == 0
     assert visitor.at("mute").is_disabled()
@@ -391,8 +382,7 @@ def test_a_dropped_picture_can_be_asked_about(visit: Callable[..., Visitor], pee
         visitor.until(lambda n=n: visitor.page.locator(".chips li").count() == n + 1)
     visitor.page.locator(".chips button").first.click()
     visitor.until(lambda: len(peer.last.of("conversation.item.delete")) == 1)
-    visitor.at("text-input").fill("What is this?")
-    visitor.at("send").click()
+    visitor.type("What is this?")
     visitor.wait("speaking")
     assert visitor.page.locator(".chips li").count() == 0
     created = peer.last.of("conversation.item.create")
@@ -425,8 +415,7 @@ def test_the_voice_can_change_in_mid_conversation(visit: Callable[..., Visitor],
 def test_clearing_asks_and_then_forgets(visit: Callable[..., Visitor], peer: Peer) -> None:
     visitor = visit()
     visitor.start()
-    visitor.at("text-input").fill("Remember the number seven.")
-    visitor.at("send").click()
+    visitor.type("Remember the number seven.")
     visitor.wait("speaking")
     visitor.wait("listening", 12)
     visitor.at("transcript").click()
@@ -443,9 +432,7 @@ def test_clearing_asks_and_then_forgets(visit: Callable[..., Visitor], peer: Pee
 
 def test_a_greeting_comes_first_if_wanted(visit: Callable[..., Visitor], peer: Peer) -> None:
     visitor = visit()
-    visitor.at("settings").click()
-    visitor.at("greet").check()
-    visitor.at("close-settings").click()
+    visitor.choose("greet")
     visitor.start()
     visitor.wait("speaking")
     assert "Greet" in peer.last.of("response.create")[0]["response"]["instructions"]

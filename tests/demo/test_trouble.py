@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from playwright.sync_api import Playwright
+
     from tests.demo.peer import Peer
 
 pytestmark = pytest.mark.slow
@@ -51,8 +53,7 @@ def test_without_a_microphone_one_can_type_on(visit: Callable[..., Visitor], pee
     visitor.wait("error")
     visitor.at("type-instead").click()
     visitor.wait("listening")
-    visitor.at("text-input").fill("Hello")
-    visitor.at("send").click()
+    visitor.type("Hello")
     visitor.wait("speaking")
 
 
@@ -66,29 +67,28 @@ def test_a_refused_camera_leaves_the_conversation_alone(visit: Callable[..., Vis
     assert visitor.at("camera").get_attribute("aria-pressed") == "false"
 
 
-def test_an_insecure_address_says_so_and_typing_still_works(peer: Peer) -> None:
-    with chromium(GRANTED, "--host-resolver-rules=MAP lan.test 127.0.0.1") as browser:
+def test_an_insecure_address_says_so_and_typing_still_works(driver: Playwright, peer: Peer) -> None:
+    with chromium(driver, GRANTED, "--host-resolver-rules=MAP lan.test 127.0.0.1") as browser:
         visitor = Visitor(browser.new_context(), f"http://lan.test:{peer.port}/")
         visitor.at("start").click()
         visitor.wait("error")
         assert visitor.at("error").text_content() == (
             "Browsers only allow the microphone on https:// or localhost. Open this page over one of those."
         )
-        visitor.at("text-input").fill("Hello")
-        visitor.at("send").click()
+        visitor.type("Hello")
         visitor.until(lambda: "tide" in visitor.at("caption-assistant").text_content())
         visitor.wait("listening")
         assert peer.last.of("session.update")[0]["session"]["output_modalities"] == ["text"]
         assert visitor.page.evaluate("lab.errors") == []
 
 
-def test_denied_for_real_and_a_real_device_from_a_file(peer: Peer, tmp_path: Path) -> None:
+def test_denied_for_real_and_a_real_device_from_a_file(driver: Playwright, peer: Peer, tmp_path: Path) -> None:
     import numpy as np
 
     from tests.demo.sound import match
     from tests.demo.speech import say, write_wav
 
-    with chromium("--deny-permission-prompts") as browser:
+    with chromium(driver, "--deny-permission-prompts") as browser:
         visitor = Visitor(browser.new_context(), peer.url)
         visitor.at("start").click()
         visitor.wait("error")
@@ -97,7 +97,7 @@ def test_denied_for_real_and_a_real_device_from_a_file(peer: Peer, tmp_path: Pat
     question = say("What is the sea doing today?", 16_000, voice="en-gb")
     pause = np.zeros(32_000, np.int16)  # the file plays from the moment the device opens
     wav = write_wav(tmp_path / "question.wav", np.concatenate((pause, question, pause)), 16_000)
-    with chromium(GRANTED, f"--use-file-for-fake-audio-capture={wav}%noloop") as browser:
+    with chromium(driver, GRANTED, f"--use-file-for-fake-audio-capture={wav}%noloop") as browser:
         context = browser.new_context()
         context.add_init_script("addEventListener('DOMContentLoaded', () => (lab.useDevice = true))")
         visitor = Visitor(context, peer.url)
@@ -127,8 +127,7 @@ def test_a_microphone_that_is_unplugged_is_said_and_can_be_replaced(visit: Calla
 def test_a_server_that_dies_and_returns(visit: Callable[..., Visitor], peer: Peer) -> None:
     visitor = visit()
     visitor.start()
-    visitor.at("text-input").fill("My name is Ada.")
-    visitor.at("send").click()
+    visitor.type("My name is Ada.")
     visitor.wait("speaking")
     visitor.wait("listening", 12)
     peer.stop()
@@ -152,8 +151,7 @@ def test_a_connection_lost_in_mid_answer_keeps_what_was_heard(visit: Callable[..
     peer.script.answers = ["The tide is coming in, slowly at first and then faster, until the boats begin to lift."]
     visitor = visit()
     visitor.start()
-    visitor.at("text-input").fill("Tell me.")
-    visitor.at("send").click()
+    visitor.type("Tell me.")
     visitor.wait("speaking")
     visitor.page.wait_for_timeout(1200)
     peer.lose_connections(1012, "service_restart")
@@ -205,10 +203,15 @@ def test_a_loading_server_is_waited_for(visit: Callable[..., Visitor], peer: Pee
 def test_no_server_at_all_ends_in_an_error(visit: Callable[..., Visitor], peer: Peer) -> None:
     visitor = visit()
     # Eight real retries take half a minute; the clock is the browser's, so it can be hurried.
-    visitor.page.evaluate("{ const later = setTimeout; window.setTimeout = (f, ms) => later(f, ms / 50) }")
+    visitor.start()
+    visitor.page.evaluate("() => { const later = setTimeout; window.setTimeout = (f, ms) => later(f, ms / 50); }")
     peer.stop()
     try:
-        visitor.at("start").click()
+        visitor.wait("reconnecting")
+        visitor.wait("error", 15)
+        assert visitor.at("error").text_content() == "The server is not answering."
+        assert set(visitor.page.evaluate("lab.tracks.map((t) => t.readyState)")) == {"ended"}
+        visitor.at("retry").click()
         visitor.wait("error", 15)
         assert visitor.at("error").text_content() == "The server is not answering."
     finally:
@@ -219,8 +222,7 @@ def test_a_failed_answer_and_a_refused_event_are_said(visit: Callable[..., Visit
     peer.script.fail_response = "The worker was lost."
     visitor = visit()
     visitor.start()
-    visitor.at("text-input").fill("Hello")
-    visitor.at("send").click()
+    visitor.type("Hello")
     visitor.until(lambda: "The worker was lost." in visitor.at("error").text_content())
     visitor.wait("listening")
     visitor.at("dismiss").click()
@@ -235,8 +237,8 @@ def test_a_failed_answer_and_a_refused_event_are_said(visit: Callable[..., Visit
 def test_cancelling_while_the_browser_asks(visit: Callable[..., Visitor], peer: Peer) -> None:
     visitor = visit()
     visitor.page.evaluate(
-        """{ const ask = navigator.mediaDevices.getUserMedia;
-             navigator.mediaDevices.getUserMedia = async (w) => (await new Promise((r) => (lab.answer = r)), ask(w)) }"""
+        """() => { const ask = navigator.mediaDevices.getUserMedia;
+             navigator.mediaDevices.getUserMedia = async (w) => (await new Promise((r) => (lab.answer = r)), ask(w)); }"""
     )
     visitor.at("start").click()
     visitor.wait("asking")
