@@ -220,7 +220,7 @@ const on = {
   "input_audio_buffer.speech_started": () => {
     cutShort("voice");
     move("hear");
-    view.past({ assistant: true });
+    view.past(true);
     view.captionUser("…");
   },
   "input_audio_buffer.speech_stopped": () => asked(call?.mic.loudAt || performance.now()),
@@ -318,7 +318,7 @@ async function ask(text) {
     link.send(itemCreate(turn, pictures));
     view.captionUser(text);
   }
-  view.past({ assistant: true });
+  view.past(true);
   view.transcript(journal.turns);
   asked(performance.now());
   respond();
@@ -406,7 +406,6 @@ function first(item) {
   }
   shown = item;
   caption(item, 0);
-  view.past({ user: true });
   move("sound");
 }
 
@@ -446,7 +445,7 @@ function caption(item, ms) {
   if (!answer) return;
   shown = item;
   const { turn, audioMs, isComplete } = answer;
-  view.past({});
+  view.past(false);
   view.captionAssistant(turn.text, ms === Infinity ? turn.text.length : spokenLength(turn.text, ms, audioMs, isComplete));
 }
 
@@ -502,7 +501,7 @@ async function hold(isDown) {
     heldSince = performance.now();
     isHolding = true;
     preroll.splice(0).forEach(upload);
-    view.past({ assistant: true });
+    view.past(true);
     view.captionUser("…");
     camera.take();
     return move("hear");

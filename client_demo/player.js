@@ -106,7 +106,7 @@ export class Player {
 
   /** @private @param {any} message */
   receive(message) {
-    if (message.epoch !== this.epoch) return;
+    if (message.epoch !== this.epoch) return; // of a turn that was cut off
     const ms = (message.samples / OUTPUT_RATE) * 1000;
     if (message.type === "flushed") {
       if (message.item && this.open.has(message.item)) this.open.set(message.item, ms);

@@ -212,10 +212,9 @@ export class View {
     this.words();
   }
 
-  /** Whose words are over: they fade, and stay readable. @param {{assistant?: boolean, user?: boolean}} past */
-  past({ assistant = false, user = false }) {
-    this.at["caption-assistant"].classList.toggle("is-past", assistant);
-    this.at["caption-user"].classList.toggle("is-past", user);
+  /** The answer's words turn grey once the next turn has begun. @param {boolean} isPast */
+  past(isPast) {
+    this.at["caption-assistant"].classList.toggle("is-past", isPast);
   }
 
   /** @private The invitation gives way to the first words. */

@@ -8,8 +8,12 @@
 
 const LAYERS = 6;
 const SMOOTHING = 0.2;
-const SILENCE = 0.003;
+const SILENCE = 0.003; // of a level: below it the line is one clean line
+const FLAT = 0.02; // of a height, 0 … 1
+const GAIN = 2;
 const MEMORY = 150; // frames until a sound has reached the edge
+const KEPT = 0.994; // of a height, from one frame to the next
+const SMEAR = 5; // frames to each side that one point of the line blends
 const BREATH_MS = 3200;
 const STILL_MS = 250; // under reduced motion: how often two bars may change
 
@@ -28,6 +32,8 @@ export class Waterline {
     this.now = { assistant: 0, user: 0 };
     this.past = { assistant: new Float32Array(MEMORY), user: new Float32Array(MEMORY) };
     this.width = this.height = 0;
+    /** The state that was drawn without any arcs; null: something moves. @type {string | null} */
+    this.picture = null;
     this.ink = read.ink();
     new ResizeObserver(() => this.measure()).observe(canvas);
     for (const query of ["(prefers-color-scheme: dark)", "(forced-colors: active)"]) {
@@ -44,6 +50,7 @@ export class Waterline {
     this.now = { assistant: 0, user: 0 };
     this.past.assistant.fill(0);
     this.past.user.fill(0);
+    this.draw(performance.now());
   }
 
   /** @private */
@@ -64,11 +71,19 @@ export class Waterline {
     const again = (/** @type {number} */ time) => {
       if (this.round !== round || document.hidden) return;
       this.advance();
-      this.draw(time);
+      const picture = this.isMoving() ? null : this.read.state();
+      if (!picture || picture !== this.picture) this.draw(time);
+      this.picture = picture;
       if (this.calm.matches) setTimeout(() => again(performance.now()), STILL_MS);
       else requestAnimationFrame(again);
     };
     again(performance.now());
+  }
+
+  /** @private Whether the next picture differs from this one; a still line costs nothing. */
+  isMoving() {
+    const isHigh = (/** @type {number} */ height) => height > FLAT;
+    return this.read.state() === "thinking" || this.past.assistant.some(isHigh) || this.past.user.some(isHigh);
   }
 
   /** @private */
@@ -77,7 +92,7 @@ export class Waterline {
     for (const who of /** @type {const} */ (["assistant", "user"])) {
       const level = Math.sqrt(Math.max(0, levels[who] - SILENCE)); // speech hardly moves a linear one
       const smoothing = this.calm.matches ? 1 : SMOOTHING;
-      this.now[who] += (Math.min(1, 1.5 * level) - this.now[who]) * smoothing;
+      this.now[who] += (Math.min(1, GAIN * level) - this.now[who]) * smoothing;
       travel(this.past[who], this.now[who]);
     }
   }
@@ -91,7 +106,7 @@ export class Waterline {
     for (const [who, side] of /** @type {const} */ ([["assistant", -1], ["user", 1]])) {
       pen.strokeStyle = pen.fillStyle = this.ink[who];
       if (this.calm.matches) this.drawBar(this.now[who], side);
-      else if (this.past[who].some((level) => level > SILENCE)) this.drawArcs(this.past[who], side, time);
+      else if (this.past[who].some((level) => level > FLAT)) this.drawArcs(this.past[who], side, time);
     }
     pen.globalAlpha = 1;
   }
@@ -118,8 +133,9 @@ export class Waterline {
     const middle = width / 2;
     const span = Math.max(150, Math.min(280, width / 5));
     const drift = time / 5200;
-    const oldest = past.findLastIndex((level) => level > SILENCE);
-    const reach = (middle * (oldest + 1)) / MEMORY; // the rest of the line stays clean
+    const oldest = past.findLastIndex((level) => level > FLAT);
+    const reach = (middle * (oldest + 1 + SMEAR)) / MEMORY; // the rest of the line stays clean
+    const heights = past.map((_, age) => blend(past, age));
     for (let layer = LAYERS - 1; layer >= 0; layer--) {
       const tall = (height / 2 - 2) * (1 - layer / (LAYERS + 0.5));
       pen.globalAlpha = 1 - layer * 0.15;
@@ -128,7 +144,8 @@ export class Waterline {
       for (let x = middle - reach; x <= middle + reach; x += 3) {
         const away = (x - middle) / (width / 2); // −1 … 1
         const age = Math.abs(away) * (MEMORY - 1);
-        const level = past[age | 0] + (past[Math.min(MEMORY - 1, (age | 0) + 1)] - past[age | 0]) * (age % 1);
+        const older = heights[Math.min(MEMORY - 1, (age | 0) + 1)] ?? 0;
+        const level = heights[age | 0] + (older - heights[age | 0]) * (age % 1);
         const shore = Math.cos((Math.PI / 2) * away) ** 1.3; // flat at both edges
         const bend = 0.35 * Math.sin(2.1 * away + drift * 1.7 + layer * 0.08);
         const arc = Math.abs(Math.sin(Math.PI * ((x - middle) / span + bend + 0.5) + layer * 0.09 * side));
@@ -141,7 +158,7 @@ export class Waterline {
   /** @private @param {number} level @param {number} side */
   drawBar(level, side) {
     const { pen, width, height } = this;
-    if (level < SILENCE) return;
+    if (level < FLAT) return;
     const long = level * Math.min(width * 0.8, 752);
     pen.fillRect((width - long) / 2, height / 2 + (side < 0 ? -14 : 6), long, 8);
   }
@@ -149,9 +166,19 @@ export class Waterline {
 
 /** Moves what was heard one step outwards, softening it as it goes. @param {Float32Array} past @param {number} now */
 function travel(past, now) {
-  for (let k = past.length - 1; k > 0; k--) {
-    const older = past[Math.min(k + 1, past.length - 1)];
-    past[k] = 0.25 * past[k] + 0.62 * past[k - 1] + 0.13 * older;
-  }
+  past.copyWithin(1, 0);
   past[0] = now;
+  let younger = now;
+  for (let k = 1; k < past.length - 1; k++) {
+    const here = past[k];
+    past[k] = KEPT * (0.12 * younger + 0.76 * here + 0.12 * past[k + 1]);
+    younger = here;
+  }
+}
+
+/** The height at an age, blended with its neighbours; the middle mirrors itself. @param {Float32Array} past @param {number} age */
+function blend(past, age) {
+  let sum = 0;
+  for (let k = age - SMEAR; k <= age + SMEAR; k++) sum += past[Math.min(Math.abs(k), past.length - 1)];
+  return sum / (2 * SMEAR + 1);
 }

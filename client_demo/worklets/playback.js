@@ -85,7 +85,7 @@ class Playback extends scope.AudioWorkletProcessor {
     if (!this.isPlaying && (this.queued >= this.prebuffer || this.sealed)) this.isPlaying = true;
     for (let i = 0; i < out.length; i++) out[i] = this.sample();
     for (let c = 1; c < channels.length; c++) channels[c].set(out);
-    if (this.isPlaying && this.counted >= REPORT_MS * this.contextPerMs) this.report();
+    if (this.isPlaying && this.fade < 0 && this.counted >= REPORT_MS * this.contextPerMs) this.report();
     return true;
   }
 

@@ -87,9 +87,10 @@ def test_small_screens_fit_without_scrolling(visit: Callable[..., Visitor], size
     visitor.start()
     visitor.at("camera").click()
     visitor.until(lambda: visitor.at("camera-preview").is_visible())
-    width, height = visitor.page.evaluate("[innerWidth, innerHeight]")
+    width, height = size["viewport"]["width"], size["viewport"]["height"]  # innerWidth grows with what does not fit
     root = "(({ scrollWidth, scrollHeight }) => [scrollWidth, scrollHeight])(document.documentElement)"
     assert visitor.page.evaluate(root) == [width, height]
+    assert visitor.page.evaluate("[innerWidth, innerHeight, scrollX, scrollY]") == [width, height, 0, 0]
     visible = visitor.page.locator("button:visible, label.icon:visible, .composer input[type=text]").all()
     assert len(visible) >= 8
     for button in visible:
@@ -115,6 +116,8 @@ def test_dialogs_fit_a_phone(visit: Callable[..., Visitor]) -> None:
     visitor.at("transcript").click()
     sheet, dock = (visitor.page.locator(name).bounding_box() for name in (".sheet", ".dock"))
     assert sheet["y"] + sheet["height"] <= dock["y"]
+    assert sheet["height"] > 600
+    assert sheet["x"] == 0
 
 
 def test_reduced_motion_animates_nothing(visit: Callable[..., Visitor]) -> None:

@@ -117,6 +117,7 @@ def test_interruption_silences_at_once_and_says_what_was_heard(
     assert abs(truncate["audio_end_ms"] - (last_loud - began)) < 400
     assert visitor.figure("heard_ms") == truncate["audio_end_ms"]
     assert visitor.figure("flushes") == 1
+    assert visitor.figure("buffered_ms") == 0 or cut is cut_by_voice
     if cut is not cut_by_voice:
         assert peer.last.of("response.cancel")
     else:
