@@ -162,3 +162,16 @@ async function toJpeg(source, width, height, side, quality) {
     canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("no JPEG"))), "image/jpeg", quality),
   );
 }
+
+const REFUSALS = /** @type {Record<string, string>} */ ({
+  SecurityError: "Browsers only allow the camera on https:// or localhost. Open this page over one of those.",
+  NotAllowedError: "Camera access was blocked. Allow it in the address bar, then press Camera again.",
+  NotFoundError: "No camera was found. You can drop a picture here instead.",
+  NotReadableError: "Another program is using the camera.",
+  OverconstrainedError: "That camera was disconnected; pick another.",
+});
+
+/** Why the camera did not open, with the remedy. @param {unknown} error */
+export function cameraRefusal(error) {
+  return REFUSALS[/** @type {Error} */ (error).name] ?? `The camera could not be opened (${error}).`;
+}

@@ -96,3 +96,16 @@ export async function devices(kind) {
   const all = (await navigator.mediaDevices?.enumerateDevices()) ?? [];
   return all.filter((device) => device.kind === kind && device.deviceId);
 }
+
+const REFUSALS = /** @type {Record<string, string>} */ ({
+  SecurityError: "Browsers only allow the microphone on https:// or localhost. Open this page over one of those.",
+  NotAllowedError: "Microphone access was blocked. Allow it in the address bar, then try again.",
+  NotFoundError: "No microphone was found. Plug one in, or continue by typing.",
+  NotReadableError: "Another program is using the microphone.",
+  OverconstrainedError: "That microphone was disconnected; pick another.",
+});
+
+/** Why the microphone did not open, with the remedy. @param {unknown} error */
+export function micRefusal(error) {
+  return REFUSALS[/** @type {Error} */ (error).name] ?? `The microphone could not be opened (${error}).`;
+}

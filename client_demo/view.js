@@ -194,6 +194,25 @@ export class View {
     this.words();
   }
 
+  /** The inks of the line and of both voices, as this theme resolves them. */
+  inks() {
+    const ink = (/** @type {string} */ selector) => getComputedStyle(this.query(selector)).color;
+    return { line: ink(".ink-line"), assistant: ink(".ink-assistant"), user: ink(".ink-user") };
+  }
+
+  /** @param {string} size small, medium or large */
+  captionsSize(size) {
+    this.root.dataset.captions = size;
+  }
+
+  /** Nothing has been said. */
+  forget() {
+    this.transcript([]);
+    this.clearChips();
+    this.captionAssistant("", 0);
+    this.captionUser("");
+  }
+
   /** @param {string} text @param {number} spoken characters of it that were heard @param {string} [tail] */
   captionAssistant(text, spoken, tail = "") {
     const caption = this.at["caption-assistant"];

@@ -12,7 +12,7 @@ const SILENCE = 0.003; // of a level: below it the line is one clean line
 const FLAT = 0.02; // of a height, 0 … 1
 const GAIN = 2;
 const MEMORY = 150; // frames until a sound has reached the edge
-const KEPT = 0.994; // of a height, from one frame to the next
+const KEPT = 0.996; // of a height, from one frame to the next
 const SMEAR = 5; // frames to each side that one point of the line blends
 const BREATH_MS = 3200;
 const STILL_MS = 250; // under reduced motion: how often two bars may change
@@ -146,7 +146,7 @@ export class Waterline {
         const age = Math.abs(away) * (MEMORY - 1);
         const older = heights[Math.min(MEMORY - 1, (age | 0) + 1)] ?? 0;
         const level = heights[age | 0] + (older - heights[age | 0]) * (age % 1);
-        const shore = Math.cos((Math.PI / 2) * away) ** 1.3; // flat at both edges
+        const shore = Math.cos((Math.PI / 2) * away) ** 0.9; // flat at both edges
         const bend = 0.35 * Math.sin(2.1 * away + drift * 1.7 + layer * 0.08);
         const arc = Math.abs(Math.sin(Math.PI * ((x - middle) / span + bend + 0.5) + layer * 0.09 * side));
         pen.lineTo(x, height / 2 + side * tall * level * shore * arc);

@@ -76,9 +76,13 @@ class Visitor:
                 self.num_states += fresh.index(state) + 1
             return state in fresh or (not fresh and self.state == state)
 
-        self.until(has_come, seconds, lambda: f"{state} did not follow {self.page.evaluate('lab.states')}")
+        self.until(
+            has_come, seconds, lambda: f"{state} did not follow {self.page.evaluate('lab.states')}"
+        )
 
-    def until(self, condition: Any, seconds: float = 8, complain: Any = lambda: "it never happened") -> None:
+    def until(
+        self, condition: Any, seconds: float = 8, complain: Any = lambda: "it never happened"
+    ) -> None:
         limit = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < limit, complain()
@@ -113,7 +117,9 @@ class Visitor:
 
     def loud_times(self) -> list[float]:
         """When the speakers sounded, in the page's milliseconds."""
-        return list(self.page.evaluate(f"lab.tap.filter((e) => e.peak > {SILENT}).map((e) => e.at)"))
+        return list(
+            self.page.evaluate(f"lab.tap.filter((e) => e.peak > {SILENT}).map((e) => e.at)")
+        )
 
     def heard(self) -> tuple[np.ndarray, int]:
         sound = self.page.evaluate("lab.tap.flatMap((e) => e.samples ?? [])")

@@ -100,7 +100,9 @@ class Talk:
         self.num_answers = 0
 
     async def send(self, kind: str, **fields: Any) -> None:
-        await self.socket.send_text(json.dumps({"type": kind, "event_id": self.new("event"), **fields}))
+        await self.socket.send_text(
+            json.dumps({"type": kind, "event_id": self.new("event"), **fields})
+        )
 
     def new(self, kind: str) -> str:
         return f"{kind}_{id(self):x}{next(self.ids):04d}"
@@ -149,7 +151,13 @@ class Talk:
 
     def _shown(self) -> dict[str, Any]:
         output = {"voice": "Chelsie"} | self.session.get("audio", {}).get("output", {})
-        return {"id": "sess_1", "type": "realtime", "object": "realtime.session", **self.session, "audio": {"output": output}}
+        return {
+            "id": "sess_1",
+            "type": "realtime",
+            "object": "realtime.session",
+            **self.session,
+            "audio": {"output": output},
+        }
 
     # --- hearing -------------------------------------------------------------
 
@@ -161,12 +169,20 @@ class Talk:
         if self.session.get("audio", {}).get("input", {}).get("turn_detection", {}) is None:
             return
         is_loud = np.sqrt(np.mean(samples.astype(np.float64) ** 2)) > LOUD
-        self.speech_ms = self.speech_ms + span_ms if is_loud else (0 if not self.speaking_item else self.speech_ms)
+        self.speech_ms = (
+            self.speech_ms + span_ms
+            if is_loud
+            else (0 if not self.speaking_item else self.speech_ms)
+        )
         self.silence_ms = 0 if is_loud else self.silence_ms + span_ms
         now_ms = self.num_samples * 1000 // RATE_IN
         if not self.speaking_item and self.speech_ms >= 120:
             self.speaking_item = self.new("item")
-            await self.send("input_audio_buffer.speech_started", audio_start_ms=now_ms, item_id=self.speaking_item)
+            await self.send(
+                "input_audio_buffer.speech_started",
+                audio_start_ms=now_ms,
+                item_id=self.speaking_item,
+            )
             await self.cancel("turn_detected")
         elif self.speaking_item and self.silence_ms >= self.script.silence_ms:
             item, self.speaking_item, self.speech_ms = self.speaking_item, "", 0
@@ -188,38 +204,71 @@ class Talk:
         kind = "conversation.item.input_audio_transcription"
         for word in self.script.question.split(" "):
             await self.send(f"{kind}.delta", item_id=item, content_index=0, delta=f"{word} ")
-        await self.send(f"{kind}.completed", item_id=item, content_index=0, transcript=self.script.question)
+        await self.send(
+            f"{kind}.completed", item_id=item, content_index=0, transcript=self.script.question
+        )
 
     # --- answering -----------------------------------------------------------
 
     async def answer(self, options: dict[str, Any]) -> None:
         if self.response:
-            error = {"type": "invalid_request_error", "code": "conversation_already_has_active_response"}
-            return await self.send("error", error=error | {"message": "busy", "param": None, "event_id": None})
-        self.response = {"id": self.new("resp"), "object": "realtime.response", "status": "in_progress", "output": []}
+            error = {
+                "type": "invalid_request_error",
+                "code": "conversation_already_has_active_response",
+            }
+            return await self.send(
+                "error", error=error | {"message": "busy", "param": None, "event_id": None}
+            )
+        self.response = {
+            "id": self.new("resp"),
+            "object": "realtime.response",
+            "status": "in_progress",
+            "output": [],
+        }
         await self.send("response.created", response=self.response)
         answers = self.script.answers
         text = answers[self.num_answers % len(answers)]
         self.num_answers += 1
-        self.reply = asyncio.create_task(self._answer(self.response, self.new("item"), text), name="reply")
+        self.reply = asyncio.create_task(
+            self._answer(self.response, self.new("item"), text), name="reply"
+        )
         return None
 
     async def _answer(self, response: dict[str, Any], item: str, text: str) -> None:
         try:
             await asyncio.sleep(self.script.thinking_ms / 1000)
             if self.script.fail_response:
-                error = {"type": "server_error", "code": "server_error", "message": self.script.fail_response}
+                error = {
+                    "type": "server_error",
+                    "code": "server_error",
+                    "message": self.script.fail_response,
+                }
                 return await self._done(response, "failed", {"type": "failed", "error": error})
-            where = {"response_id": response["id"], "item_id": item, "output_index": 0, "content_index": 0}
-            view = {"id": item, "type": "message", "role": "assistant", "status": "in_progress", "content": []}
+            where = {
+                "response_id": response["id"],
+                "item_id": item,
+                "output_index": 0,
+                "content_index": 0,
+            }
+            view = {
+                "id": item,
+                "type": "message",
+                "role": "assistant",
+                "status": "in_progress",
+                "content": [],
+            }
             self.items[item] = view | {"words": text, "sent_ms": 0}
             response["output"] = [view]
-            await self.send("response.output_item.added", response_id=response["id"], output_index=0, item=view)
+            await self.send(
+                "response.output_item.added", response_id=response["id"], output_index=0, item=view
+            )
             if self.session.get("output_modalities") == ["text"]:
                 await self.send("response.output_text.delta", **where, delta=text)
             else:
                 await self._speak(where, text)
-            await self.send("response.output_item.done", response_id=response["id"], output_index=0, item=view)
+            await self.send(
+                "response.output_item.done", response_id=response["id"], output_index=0, item=view
+            )
             await self._done(response, "completed", None)
         except asyncio.CancelledError:
             await self._done(response, "cancelled", {"type": "cancelled", "reason": self.reason})
@@ -238,8 +287,12 @@ class Talk:
                 delta = words[k] + (" " if k + 1 < len(words) else "")
                 await self.send("response.output_audio_transcript.delta", **where, delta=delta)
             header = json.dumps({"type": "response.output_audio.delta", **where})
-            await self.socket.send_bytes(header.encode() + b"\n" + sound[n * packet : (n + 1) * packet].tobytes())
-            self.items[where["item_id"]]["sent_ms"] = 1000 * min(len(sound), (n + 1) * packet) // RATE_OUT
+            await self.socket.send_bytes(
+                header.encode() + b"\n" + sound[n * packet : (n + 1) * packet].tobytes()
+            )
+            self.items[where["item_id"]]["sent_ms"] = (
+                1000 * min(len(sound), (n + 1) * packet) // RATE_OUT
+            )
             if n == 2:
                 await self.transcribe()
             made_s = (n + 1) * packet / RATE_OUT
@@ -250,7 +303,9 @@ class Talk:
         if num_packets <= 2:
             await self.transcribe()
 
-    async def _done(self, response: dict[str, Any], status: str, details: dict[str, Any] | None) -> None:
+    async def _done(
+        self, response: dict[str, Any], status: str, details: dict[str, Any] | None
+    ) -> None:
         self.response = None
         shown = response | {"status": status, "status_details": details}
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):
@@ -272,7 +327,10 @@ class Talk:
         total_ms = 1000 * len(say(item["words"], RATE_OUT)) // RATE_OUT
         kept = " ".join(words[: round(len(words) * min(event["audio_end_ms"], sent_ms) / total_ms)])
         item["content"] = [{"type": "output_audio", "transcript": kept}]
-        await self.send("conversation.item.truncated", **{k: event[k] for k in ("item_id", "content_index", "audio_end_ms")})
+        await self.send(
+            "conversation.item.truncated",
+            **{k: event[k] for k in ("item_id", "content_index", "audio_end_ms")},
+        )
 
 
 class Peer:

@@ -22,8 +22,17 @@ if TYPE_CHECKING:
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 DESKTOP = {"viewport": {"width": 1280, "height": 800}}
-PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
-LOOKS = {"light": DESKTOP | {"color_scheme": "light"}, "dark": DESKTOP | {"color_scheme": "dark"}, "phone": PHONE}
+PHONE = {
+    "viewport": {"width": 390, "height": 844},
+    "has_touch": True,
+    "is_mobile": True,
+    "device_scale_factor": 2,
+}
+LOOKS = {
+    "light": DESKTOP | {"color_scheme": "light"},
+    "dark": DESKTOP | {"color_scheme": "dark"},
+    "phone": PHONE,
+}
 QUESTION = "What is the sea doing today?"
 ANSWER = (
     "The tide is coming in. It stood low at dawn, and it has been rising ever since, slowly at first and then faster, "
@@ -45,11 +54,24 @@ def seaside(path: Path) -> Path:
             for row in range(7):
                 for k in range(6):
                     x = (k * 130 + row * 57 + n * (2 + row)) % 760 - 60
-                    draw.arc((x, 292 + row * 26, x + 60 + row * 8, 304 + row * 28), 200, 340, (120, 180, 178), 2)
+                    draw.arc(
+                        (x, 292 + row * 26, x + 60 + row * 8, 304 + row * 28),
+                        200,
+                        340,
+                        (120, 180, 178),
+                        2,
+                    )
             bob = [0, 1, 2, 2, 1, 0, -1, -2, -2, -1][n % 10]
-            draw.polygon([(190, 262 + bob), (330, 262 + bob), (305, 290 + bob), (212, 290 + bob)], fill=(74, 42, 34))
-            draw.polygon([(258, 120 + bob), (258, 252 + bob), (190, 252 + bob)], fill=(250, 244, 232))
-            draw.polygon([(264, 140 + bob), (264, 252 + bob), (318, 252 + bob)], fill=(236, 222, 200))
+            draw.polygon(
+                [(190, 262 + bob), (330, 262 + bob), (305, 290 + bob), (212, 290 + bob)],
+                fill=(74, 42, 34),
+            )
+            draw.polygon(
+                [(258, 120 + bob), (258, 252 + bob), (190, 252 + bob)], fill=(250, 244, 232)
+            )
+            draw.polygon(
+                [(264, 140 + bob), (264, 252 + bob), (318, 252 + bob)], fill=(236, 222, 200)
+            )
             picture.save(file, "JPEG", quality=85)
     return path
 
@@ -59,7 +81,9 @@ def take(visitor: Visitor, folder: Path, name: str, animations: str = "allow") -
     if image.width > 1280 or image.height > 1280:
         image = image.resize((image.width // 2 * 3 // 2, image.height // 2 * 3 // 2))
     # Flat paper and a few inks: 128 colours are as good as all, at a quarter of the size.
-    image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(folder / f"demo-{name}.png", optimize=True)
+    image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(
+        folder / f"demo-{name}.png", optimize=True
+    )
 
 
 def conversation(browser: Browser, peer: Peer, folder: Path, look: str, **options: Any) -> None:

@@ -24,7 +24,9 @@ def call(browser: Browser, shared_peer: Peer) -> Iterator[Callable[..., Any]]:
     page.goto(f"{shared_peer.url}style.css")  # of the page's origin, without its code
 
     def run(module: str, body: str, value: Any = None) -> Any:
-        return page.evaluate(f"async (x) => {{ const m = await import('/{module}.js'); {body} }}", value)
+        return page.evaluate(
+            f"async (x) => {{ const m = await import('/{module}.js'); {body} }}", value
+        )
 
     yield run
     context.close()
@@ -52,7 +54,9 @@ def test_resampling_keeps_tones_and_count(call: Any, rates: tuple[int, int]) -> 
     assert abs(len(tone) - to_rate / 2) <= 2
     middle = tone[200:-200]
     n = np.arange(len(middle))
-    basis = np.stack([np.sin(2 * np.pi * 1000 * n / to_rate), np.cos(2 * np.pi * 1000 * n / to_rate)], 1)
+    basis = np.stack(
+        [np.sin(2 * np.pi * 1000 * n / to_rate), np.cos(2 * np.pi * 1000 * n / to_rate)], 1
+    )
     fit, *_ = np.linalg.lstsq(basis, middle, rcond=None)
     assert abs(np.hypot(*fit) - 1) < 0.01
     assert np.abs(middle - basis @ fit).max() < 2e-3  # images and quantised weights, −54 dB
@@ -78,11 +82,15 @@ def test_binary_messages_survive_the_way_there_and_back(call: Any) -> None:
     assert line == '{"type":"a","ü":"\\n"}'
     assert event == {"type": "a", "ü": "\n"}
     assert back == [10, 0, 255, 10, 7]
-    assert call("realtime", "try { m.decodeBinary(new ArrayBuffer(3)) } catch (e) { return e.message }")
+    assert call(
+        "realtime", "try { m.decodeBinary(new ArrayBuffer(3)) } catch (e) { return e.message }"
+    )
 
 
 def test_back_off_doubles_to_its_limit_with_jitter(call: Any) -> None:
-    waits = call("realtime", "return [0, 0.5, 1].map((r) => [0, 1, 2, 3, 4, 9].map((n) => m.backOff(n, r)))")
+    waits = call(
+        "realtime", "return [0, 0.5, 1].map((r) => [0, 1, 2, 3, 4, 9].map((n) => m.backOff(n, r)))"
+    )
     assert waits[1] == [500, 1000, 2000, 4000, 5000, 5000]
     assert waits[0] == [350, 700, 1400, 2800, 3500, 3500]
     assert waits[2][0] == 650
@@ -100,7 +108,9 @@ def test_back_off_doubles_to_its_limit_with_jitter(call: Any) -> None:
         (4000, "invalid_request_error.other", True, "(invalid_request_error.other)."), (4001, "replaced", True, "another"),
     ],
 )  # fmt: skip
-def test_close_codes_retry_or_say_why_not(call: Any, code: int, reason: str, is_final: bool, words: str) -> None:
+def test_close_codes_retry_or_say_why_not(
+    call: Any, code: int, reason: str, is_final: bool, words: str
+) -> None:
     verdict = call("realtime", "return m.judgeClose(...x)", [code, reason])
     assert verdict["isFinal"] is is_final
     assert words in verdict["sentence"]
@@ -148,7 +158,10 @@ def test_paths_through_the_states(call: Any, path: str, state: str) -> None:
 
 def test_captions_advance_with_the_sound_and_end_with_it(call: Any) -> None:
     text = "One, two, three. Then a longer sentence follows."
-    at = [call("conversation", "return m.spokenLength(...x)", [text, ms, 3000, True]) for ms in range(0, 3100, 100)]
+    at = [
+        call("conversation", "return m.spokenLength(...x)", [text, ms, 3000, True])
+        for ms in range(0, 3100, 100)
+    ]
     assert at[0] == 0
     assert at == sorted(at)
     assert at[-1] == len(text)
@@ -159,7 +172,10 @@ def test_captions_advance_with_the_sound_and_end_with_it(call: Any) -> None:
 
 def test_captions_count_characters_not_code_units(call: Any) -> None:
     text = "今天海面很平静。👋🏽 再见"
-    lengths = {call("conversation", "return m.spokenLength(...x)", [text, ms, 2000, True]) for ms in range(0, 2001, 50)}
+    lengths = {
+        call("conversation", "return m.spokenLength(...x)", [text, ms, 2000, True])
+        for ms in range(0, 2001, 50)
+    }
     assert max(lengths) == len(text.encode("utf-16-le")) // 2
     assert len(lengths) > 6  # a syllable at a time, not a sentence
 
@@ -176,7 +192,11 @@ def test_a_new_session_is_told_what_was_said(call: Any) -> None:
     """
     events, text, turns = call("conversation", body)
     assert [event["item"]["id"] for event in events] == ["a", "b", "c"]
-    assert [event["item"]["content"][0]["type"] for event in events] == ["input_text", "output_text", "input_image"]
+    assert [event["item"]["content"][0]["type"] for event in events] == [
+        "input_text",
+        "output_text",
+        "input_image",
+    ]
     assert events[1]["item"]["content"][0]["text"] == "Hello, how"
     assert "Parley: Hello, how —\n" in text
     assert turns[1]["interrupted_at_ms"] == 700
@@ -184,7 +204,15 @@ def test_a_new_session_is_told_what_was_said(call: Any) -> None:
 
 @pytest.mark.parametrize(
     ("text", "language"),
-    [("Hello", "en"), ("今天", "zh"), ("こんにちは、今日", "ja"), ("안녕", "ko"), ("Привет", "ru"), ("مرحبا", "ar"), ("नमस्ते", "hi")],
+    [
+        ("Hello", "en"),
+        ("今天", "zh"),
+        ("こんにちは、今日", "ja"),
+        ("안녕", "ko"),
+        ("Привет", "ru"),
+        ("مرحبا", "ar"),
+        ("नमस्ते", "hi"),
+    ],
 )
 def test_the_script_of_a_caption_names_its_language(call: Any, text: str, language: str) -> None:
     assert call("conversation", "return m.languageOf(x)", text) == language

@@ -16,12 +16,27 @@ if TYPE_CHECKING:
     from tests.demo.browser import Visitor
     from tests.demo.peer import Peer
 
-STATES = ("idle", "asking", "connecting", "listening", "hearing", "thinking", "speaking", "reconnecting", "error")
+STATES = (
+    "idle",
+    "asking",
+    "connecting",
+    "listening",
+    "hearing",
+    "thinking",
+    "speaking",
+    "reconnecting",
+    "error",
+)
 TESTIDS = (
     "start mute camera flip interrupt settings transcript download retry text-input send mode-ptt voice mic-device "
     "status latency mic-level caption-user caption-assistant camera-preview error"
 ).split()
-PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+PHONE = {
+    "viewport": {"width": 390, "height": 844},
+    "has_touch": True,
+    "is_mobile": True,
+    "device_scale_factor": 2,
+}
 
 
 def test_loads_clean_and_asks_for_nothing(visit: Callable[..., Visitor], peer: Peer) -> None:
@@ -33,16 +48,23 @@ def test_loads_clean_and_asks_for_nothing(visit: Callable[..., Visitor], peer: P
     assert not peer.connections
     assert visitor.state == "idle"
     assert visitor.page.evaluate("document.documentElement.lang") == "en"
-    assert "viewport-fit=cover" in visitor.page.locator("meta[name=viewport]").get_attribute("content")
+    assert "viewport-fit=cover" in visitor.page.locator("meta[name=viewport]").get_attribute(
+        "content"
+    )
 
 
 def test_public_hooks_exist(visit: Callable[..., Visitor]) -> None:
     visitor = visit()
     for testid in TESTIDS:
         assert visitor.at(testid).count() == 1, testid
-    names = "state ttfa_ms underruns buffered_ms flushes reconnects frames_up jpeg_up heard_ms".split()
+    names = (
+        "state ttfa_ms underruns buffered_ms flushes reconnects frames_up jpeg_up heard_ms".split()
+    )
     assert visitor.page.evaluate("Object.keys(omniDebug).sort()") == sorted(names)
-    assert visitor.page.evaluate("'use strict'; try { omniDebug.state = 1 } catch { 'refused' }") == "refused"
+    assert (
+        visitor.page.evaluate("'use strict'; try { omniDebug.state = 1 } catch { 'refused' }")
+        == "refused"
+    )
 
 
 def test_the_page_is_small(visit: Callable[..., Visitor], peer: Peer) -> None:
@@ -79,19 +101,40 @@ def test_axe_finds_nothing(visit: Callable[..., Visitor], scheme: str) -> None:
     assert violations() == []
 
 
-@pytest.mark.parametrize("size", [PHONE, {"viewport": {"width": 320, "height": 568}}, {"viewport": {"width": 640, "height": 400}}])
+@pytest.mark.parametrize(
+    "size",
+    [
+        PHONE,
+        {"viewport": {"width": 320, "height": 568}},
+        {"viewport": {"width": 640, "height": 400}},
+    ],
+)
 @pytest.mark.parametrize("mode", ["mode-free", "mode-ptt"])
-def test_small_screens_fit_without_scrolling(visit: Callable[..., Visitor], size: dict[str, Any], mode: str) -> None:
+def test_small_screens_fit_without_scrolling(
+    visit: Callable[..., Visitor], size: dict[str, Any], mode: str
+) -> None:
     visitor = visit(**size)
     visitor.choose(mode)
     visitor.start()
     visitor.at("camera").click()
     visitor.until(lambda: visitor.at("camera-preview").is_visible())
-    width, height = size["viewport"]["width"], size["viewport"]["height"]  # innerWidth grows with what does not fit
-    root = "(({ scrollWidth, scrollHeight }) => [scrollWidth, scrollHeight])(document.documentElement)"
+    width, height = (
+        size["viewport"]["width"],
+        size["viewport"]["height"],
+    )  # innerWidth grows with what does not fit
+    root = (
+        "(({ scrollWidth, scrollHeight }) => [scrollWidth, scrollHeight])(document.documentElement)"
+    )
     assert visitor.page.evaluate(root) == [width, height]
-    assert visitor.page.evaluate("[innerWidth, innerHeight, scrollX, scrollY]") == [width, height, 0, 0]
-    visible = visitor.page.locator("button:visible, label.icon:visible, .composer input[type=text]").all()
+    assert visitor.page.evaluate("[innerWidth, innerHeight, scrollX, scrollY]") == [
+        width,
+        height,
+        0,
+        0,
+    ]
+    visible = visitor.page.locator(
+        "button:visible, label.icon:visible, .composer input[type=text]"
+    ).all()
     assert len(visible) >= 8
     for button in visible:
         box = button.bounding_box()
@@ -106,7 +149,7 @@ def test_small_screens_fit_without_scrolling(visit: Callable[..., Visitor], size
 
 
 def test_dialogs_fit_a_phone(visit: Callable[..., Visitor]) -> None:
-    visitor = visit(**PHONE)
+    visitor = visit(**PHONE, reduced_motion="reduce")
     visitor.at("settings").click()
     box = visitor.page.locator("dialog.settings").bounding_box()
     assert box["x"] >= 0
@@ -145,7 +188,9 @@ def test_text_twice_as_large_loses_nothing(visit: Callable[..., Visitor]) -> Non
         assert box["y"] + box["height"] <= 800, name
 
 
-def test_choices_are_remembered_and_the_key_is_not(visit: Callable[..., Visitor], peer: Peer) -> None:
+def test_choices_are_remembered_and_the_key_is_not(
+    visit: Callable[..., Visitor], peer: Peer
+) -> None:
     visitor = visit()
     visitor.at("settings").click()
     visitor.at("mode-ptt").check()

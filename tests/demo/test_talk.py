@@ -50,11 +50,16 @@ def test_one_spoken_turn(visit: Callable[..., Visitor], peer: Peer) -> None:
     sent = np.frombuffer(bytes(peer.last.pcm), "<i2")
     # The browser's gain control and noise suppression change waveforms, not bands.
     assert match(sent, RATE_IN, say(QUESTION, 24_000, voice="en-gb"), 24_000) > 0.8
-    assert len(peer.last.pcm) / (visitor.figure("frames_up") * 0.04) == 32_000
+    assert len(peer.last.pcm) / (visitor.figure("frames_up") * 0.04) == pytest.approx(
+        32_000, rel=0.02
+    )
     assert len(peer.last.pcm) > 0.85 * 32 * (visitor.now() - cue["startsAt"])
     overhead = peer.last.num_bytes / len(peer.last.pcm)
     assert overhead < 1.06  # binary; base64 would be 1.34
-    assert f"{round(visitor.figure('ttfa_ms'))} ms to first sound" in visitor.at("latency").text_content()
+    assert (
+        f"{round(visitor.figure('ttfa_ms'))} ms to first sound"
+        in visitor.at("latency").text_content()
+    )
     loud = [at for at in visitor.loud_times() if at > cue["endsAt"]]
     # From outside: last word said to first sound out; the page adds the output latency it is told.
     assert abs(visitor.figure("ttfa_ms") - (loud[0] - cue["endsAt"])) < 150
@@ -91,10 +96,18 @@ def cut_by_escape(visitor: Visitor) -> float:
 
 @pytest.mark.parametrize(
     ("cut", "limit_ms", "state"),
-    [(cut_by_voice, 600, "hearing"), (cut_by_button, 250, "listening"), (cut_by_escape, 250, "listening")],
+    [
+        (cut_by_voice, 600, "hearing"),
+        (cut_by_button, 250, "listening"),
+        (cut_by_escape, 250, "listening"),
+    ],
 )
 def test_interruption_silences_at_once_and_says_what_was_heard(
-    visit: Callable[..., Visitor], peer: Peer, cut: Callable[[Visitor], float], limit_ms: int, state: str
+    visit: Callable[..., Visitor],
+    peer: Peer,
+    cut: Callable[[Visitor], float],
+    limit_ms: int,
+    state: str,
 ) -> None:
     peer.script.answers = [LONG, "Yes."]
     peer.script.lead_ms = 3000
@@ -130,7 +143,9 @@ def test_interruption_silences_at_once_and_says_what_was_heard(
     assert 3 < len(kept) < len(LONG) - 20
 
 
-def test_old_packets_after_an_interruption_are_not_played(visit: Callable[..., Visitor], peer: Peer) -> None:
+def test_old_packets_after_an_interruption_are_not_played(
+    visit: Callable[..., Visitor], peer: Peer
+) -> None:
     peer.script.answers = [LONG]
     visitor = visit()
     visitor.start()
@@ -145,14 +160,25 @@ def test_old_packets_after_an_interruption_are_not_played(visit: Callable[..., V
     # A delta that was under way when the response was cancelled, in the base64 spelling for good measure.
     import base64
 
-    late = {"response_id": response["id"], "item_id": item["id"], "output_index": 0, "content_index": 0}
-    peer.say("response.output_audio.delta", **late, delta=base64.b64encode(say(LONG, RATE_OUT)[:48_000].tobytes()).decode())
+    late = {
+        "response_id": response["id"],
+        "item_id": item["id"],
+        "output_index": 0,
+        "content_index": 0,
+    }
+    peer.say(
+        "response.output_audio.delta",
+        **late,
+        delta=base64.b64encode(say(LONG, RATE_OUT)[:48_000].tobytes()).decode(),
+    )
     visitor.page.wait_for_timeout(500)
     assert not [at for at in visitor.loud_times() if at > quiet_from]
     assert visitor.state == "listening"
 
 
-def test_interrupting_before_the_answer_begins_stops_it(visit: Callable[..., Visitor], peer: Peer) -> None:
+def test_interrupting_before_the_answer_begins_stops_it(
+    visit: Callable[..., Visitor], peer: Peer
+) -> None:
     peer.script.thinking_ms = 1500
     visitor = visit()
     visitor.start()
@@ -169,8 +195,12 @@ def test_interrupting_before_the_answer_begins_stops_it(visit: Callable[..., Vis
     assert visitor.loud_times() == []
 
 
-def test_playback_is_acknowledged_each_second_and_at_the_end(visit: Callable[..., Visitor], peer: Peer) -> None:
-    answer = "The tide is coming in, and the wind is light today, so the boats may leave before noon."
+def test_playback_is_acknowledged_each_second_and_at_the_end(
+    visit: Callable[..., Visitor], peer: Peer
+) -> None:
+    answer = (
+        "The tide is coming in, and the wind is light today, so the boats may leave before noon."
+    )
     peer.script.answers = [answer]
     visitor = visit()
     visitor.start()
@@ -185,7 +215,9 @@ def test_playback_is_acknowledged_each_second_and_at_the_end(visit: Callable[...
     assert abs(acks[-1] - total_ms) < 2
 
 
-def test_short_answers_play_whole_and_end_without_underrun(visit: Callable[..., Visitor], peer: Peer) -> None:
+def test_short_answers_play_whole_and_end_without_underrun(
+    visit: Callable[..., Visitor], peer: Peer
+) -> None:
     peer.script.answers = ["Yes."]
     visitor = visit()
     visitor.start()
@@ -210,7 +242,9 @@ def test_a_slow_server_is_counted_not_fatal(visit: Callable[..., Visitor], peer:
     assert visitor.at("caption-assistant").text_content() == peer.script.answers[0]
 
 
-def test_speech_into_a_muted_microphone_starts_no_turn(visit: Callable[..., Visitor], peer: Peer) -> None:
+def test_speech_into_a_muted_microphone_starts_no_turn(
+    visit: Callable[..., Visitor], peer: Peer
+) -> None:
     visitor = visit()
     visitor.start()
     visitor.at("mute").click()
@@ -240,7 +274,9 @@ def test_the_camera_sends_pictures_and_goes_out(visit: Callable[..., Visitor], p
     visitor.page.wait_for_timeout(2000)
     per_second = (len(peer.last.jpegs) - num) / (visitor.now() - began) * 1000
     assert 1 <= per_second <= 4
-    assert all(jpeg.startswith(b"\xff\xd8") and jpeg.endswith(b"\xff\xd9") for jpeg in peer.last.jpegs)
+    assert all(
+        jpeg.startswith(b"\xff\xd8") and jpeg.endswith(b"\xff\xd9") for jpeg in peer.last.jpegs
+    )
     assert visitor.figure("jpeg_up") == len(peer.last.jpegs)
     visitor.page.locator("h1").click()
     visitor.page.keyboard.press("c")
@@ -259,7 +295,9 @@ def test_clips_are_one_stream_of_recorder_bytes(visit: Callable[..., Visitor], p
     visitor = visit()
     visitor.choose("clips")
     visitor.start()
-    assert peer.last.of("session.update")[-1]["session"]["video"] == {"input": {"audio_track": "ignore"}}
+    assert peer.last.of("session.update")[-1]["session"]["video"] == {
+        "input": {"audio_track": "ignore"}
+    }
     visitor.at("camera").click()
     visitor.until(lambda: len(peer.last.clips) >= 2, 12)
     visitor.at("camera").click()
@@ -319,14 +357,16 @@ def test_everything_by_keyboard(visit: Callable[..., Visitor], peer: Peer) -> No
     assert visitor.page.locator(".sheet").is_hidden()
 
 
-def test_a_tap_on_the_talk_button_explains_itself(visit: Callable[..., Visitor], peer: Peer) -> None:
+def test_a_tap_on_the_talk_button_explains_itself(
+    visit: Callable[..., Visitor], peer: Peer
+) -> None:
     visitor = visit()
     visitor.choose("mode-ptt")
     visitor.start()
     visitor.at("mute").click()
     visitor.until(lambda: "Hold the button" in visitor.at("error").text_content())
     assert visitor.state == "listening"
-    assert peer.last.of("input_audio_buffer.clear")
+    visitor.until(lambda: peer.last.of("input_audio_buffer.clear"))
     assert not peer.last.of("input_audio_buffer.commit")
 
 
@@ -346,7 +386,10 @@ def test_typed_turn_and_saved_transcript(visit: Callable[..., Visitor], peer: Pe
     assert "Parley: Certainly. The tide is coming in." in saved["download"]
     turns = json.loads(saved["download-json"])["turns"]
     assert [turn["role"] for turn in turns] == ["user", "assistant"]
-    assert [turn["text"] for turn in turns] == ["How high is the water?", "Certainly. The tide is coming in."]
+    assert [turn["text"] for turn in turns] == [
+        "How high is the water?",
+        "Certainly. The tide is coming in.",
+    ]
 
 
 def test_typing_needs_no_microphone(visit: Callable[..., Visitor], peer: Peer) -> None:
@@ -360,11 +403,18 @@ def test_typing_needs_no_microphone(visit: Callable[..., Visitor], peer: Peer) -
 
 def png(width: int, height: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     rows = b"".join(b"\0" + bytes([y % 256, 90, 120]) * width for y in range(height))
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_a_dropped_picture_can_be_asked_about(visit: Callable[..., Visitor], peer: Peer) -> None:
@@ -396,13 +446,17 @@ def test_a_dropped_picture_can_be_asked_about(visit: Callable[..., Visitor], pee
 
 def test_a_broken_picture_is_refused_in_words(visit: Callable[..., Visitor]) -> None:
     visitor = visit()
-    visitor.at("picture").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"nothing"})
+    visitor.at("picture").set_input_files(
+        {"name": "a.png", "mimeType": "image/png", "buffer": b"nothing"}
+    )
     visitor.until(lambda: "could not be read" in visitor.at("error").text_content())
     visitor.at("dismiss").click()
     assert visitor.at("error").text_content() == ""
 
 
-def test_the_voice_can_change_in_mid_conversation(visit: Callable[..., Visitor], peer: Peer) -> None:
+def test_the_voice_can_change_in_mid_conversation(
+    visit: Callable[..., Visitor], peer: Peer
+) -> None:
     visitor = visit()
     visitor.start()
     visitor.at("settings").click()

@@ -22,7 +22,10 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("NotAllowedError", "Microphone access was blocked. Allow it in the address bar, then try again."),
+        (
+            "NotAllowedError",
+            "Microphone access was blocked. Allow it in the address bar, then try again.",
+        ),
         ("NotFoundError", "No microphone was found. Plug one in, or continue by typing."),
         ("NotReadableError", "Another program is using the microphone."),
         ("OverconstrainedError", "That microphone was disconnected; pick another."),
@@ -57,7 +60,9 @@ def test_without_a_microphone_one_can_type_on(visit: Callable[..., Visitor], pee
     visitor.wait("speaking")
 
 
-def test_a_refused_camera_leaves_the_conversation_alone(visit: Callable[..., Visitor], peer: Peer) -> None:
+def test_a_refused_camera_leaves_the_conversation_alone(
+    visit: Callable[..., Visitor], peer: Peer
+) -> None:
     visitor = visit()
     visitor.start()
     visitor.page.evaluate("lab.refuse = { video: 'NotAllowedError' }")
@@ -82,7 +87,9 @@ def test_an_insecure_address_says_so_and_typing_still_works(driver: Playwright, 
         assert visitor.page.evaluate("lab.errors") == []
 
 
-def test_denied_for_real_and_a_real_device_from_a_file(driver: Playwright, peer: Peer, tmp_path: Path) -> None:
+def test_denied_for_real_and_a_real_device_from_a_file(
+    driver: Playwright, peer: Peer, tmp_path: Path
+) -> None:
     import numpy as np
 
     from tests.demo.sound import match
@@ -99,7 +106,9 @@ def test_denied_for_real_and_a_real_device_from_a_file(driver: Playwright, peer:
     wav = write_wav(tmp_path / "question.wav", np.concatenate((pause, question, pause)), 16_000)
     with chromium(driver, GRANTED, f"--use-file-for-fake-audio-capture={wav}%noloop") as browser:
         context = browser.new_context()
-        context.add_init_script("addEventListener('DOMContentLoaded', () => (lab.useDevice = true))")
+        context.add_init_script(
+            "addEventListener('DOMContentLoaded', () => (lab.useDevice = true))"
+        )
         visitor = Visitor(context, peer.url)
         visitor.start()
         visitor.wait("hearing")
@@ -108,10 +117,14 @@ def test_denied_for_real_and_a_real_device_from_a_file(driver: Playwright, peer:
         assert match(sent, 16_000, question, 16_000) > 0.8
 
 
-def test_a_microphone_that_is_unplugged_is_said_and_can_be_replaced(visit: Callable[..., Visitor], peer: Peer) -> None:
+def test_a_microphone_that_is_unplugged_is_said_and_can_be_replaced(
+    visit: Callable[..., Visitor], peer: Peer
+) -> None:
     visitor = visit()
     visitor.start()
-    visitor.page.evaluate("lab.tracks.at(-1).onended()")  # browsers fire it; a script's own stop does not
+    visitor.page.evaluate(
+        "lab.tracks.at(-1).onended()"
+    )  # browsers fire it; a script's own stop does not
     visitor.until(lambda: "disconnected" in visitor.at("error").text_content())
     assert visitor.state == "listening"
     visitor.at("settings").click()
@@ -139,7 +152,9 @@ def test_a_server_that_dies_and_returns(visit: Callable[..., Visitor], peer: Pee
     assert visitor.figure("reconnects") == 1
     assert visitor.at("error").text_content() == ""
     # The new session has been told what was said.
-    said = [event["item"]["content"][0]["text"] for event in peer.last.of("conversation.item.create")]
+    said = [
+        event["item"]["content"][0]["text"] for event in peer.last.of("conversation.item.create")
+    ]
     assert said == ["My name is Ada.", "Certainly. The tide is coming in."]
     assert set(visitor.page.evaluate("lab.tracks.map((t) => t.readyState)")) == {"live"}
     visitor.speak("Are you still there?")
@@ -147,8 +162,12 @@ def test_a_server_that_dies_and_returns(visit: Callable[..., Visitor], peer: Pee
     visitor.wait("speaking")
 
 
-def test_a_connection_lost_in_mid_answer_keeps_what_was_heard(visit: Callable[..., Visitor], peer: Peer) -> None:
-    peer.script.answers = ["The tide is coming in, slowly at first and then faster, until the boats begin to lift."]
+def test_a_connection_lost_in_mid_answer_keeps_what_was_heard(
+    visit: Callable[..., Visitor], peer: Peer
+) -> None:
+    peer.script.answers = [
+        "The tide is coming in, slowly at first and then faster, until the boats begin to lift."
+    ]
     visitor = visit()
     visitor.start()
     visitor.type("Tell me.")
@@ -157,7 +176,9 @@ def test_a_connection_lost_in_mid_answer_keeps_what_was_heard(visit: Callable[..
     peer.lose_connections(1012, "service_restart")
     visitor.wait("reconnecting")
     visitor.wait("listening")
-    said = [event["item"]["content"][0]["text"] for event in peer.last.of("conversation.item.create")]
+    said = [
+        event["item"]["content"][0]["text"] for event in peer.last.of("conversation.item.create")
+    ]
     assert said[0] == "Tell me."
     assert peer.script.answers[0].startswith(said[1])
     assert 3 < len(said[1]) < 60
@@ -191,10 +212,14 @@ def test_a_loading_server_is_waited_for(visit: Callable[..., Visitor], peer: Pee
     peer.script.ready = (503, {"status": "loading", "eta_s": 12})
     visitor = visit()
     visitor.at("start").click()
-    visitor.until(lambda: visitor.at("error").text_content() == "The model is still loading (about 12 s).")
+    visitor.until(
+        lambda: visitor.at("error").text_content() == "The model is still loading (about 12 s)."
+    )
     assert visitor.state == "connecting"
     peer.script.ready = (200, {"status": "ready"})
-    visitor.until(lambda: "All places are taken; trying again in" in visitor.at("error").text_content())
+    visitor.until(
+        lambda: "All places are taken; trying again in" in visitor.at("error").text_content()
+    )
     peer.script.refuse = 0
     visitor.wait("listening", 12)
     assert visitor.at("error").text_content() == ""
@@ -204,7 +229,9 @@ def test_no_server_at_all_ends_in_an_error(visit: Callable[..., Visitor], peer: 
     visitor = visit()
     # Eight real retries take half a minute; the clock is the browser's, so it can be hurried.
     visitor.start()
-    visitor.page.evaluate("() => { const later = setTimeout; window.setTimeout = (f, ms) => later(f, ms / 50); }")
+    visitor.page.evaluate(
+        "() => { const later = setTimeout; window.setTimeout = (f, ms) => later(f, ms / 50); }"
+    )
     peer.stop()
     try:
         visitor.wait("reconnecting")
@@ -218,7 +245,9 @@ def test_no_server_at_all_ends_in_an_error(visit: Callable[..., Visitor], peer: 
         peer.start()
 
 
-def test_a_failed_answer_and_a_refused_event_are_said(visit: Callable[..., Visitor], peer: Peer) -> None:
+def test_a_failed_answer_and_a_refused_event_are_said(
+    visit: Callable[..., Visitor], peer: Peer
+) -> None:
     peer.script.fail_response = "The worker was lost."
     visitor = visit()
     visitor.start()
@@ -226,10 +255,18 @@ def test_a_failed_answer_and_a_refused_event_are_said(visit: Callable[..., Visit
     visitor.until(lambda: "The worker was lost." in visitor.at("error").text_content())
     visitor.wait("listening")
     visitor.at("dismiss").click()
-    error = {"type": "invalid_request_error", "message": "Too many pictures.", "param": None, "event_id": None}
+    error = {
+        "type": "invalid_request_error",
+        "message": "Too many pictures.",
+        "param": None,
+        "event_id": None,
+    }
     peer.say("error", error=error | {"code": "rate_limit_exceeded"})
     visitor.until(lambda: visitor.at("error").text_content() == "Too many pictures.")
-    peer.say("error", error=error | {"code": "response_cancel_not_active", "message": "Cancellation failed"})
+    peer.say(
+        "error",
+        error=error | {"code": "response_cancel_not_active", "message": "Cancellation failed"},
+    )
     visitor.page.wait_for_timeout(100)
     assert visitor.at("error").text_content() == "Too many pictures."
 
@@ -252,8 +289,12 @@ def test_cancelling_while_the_browser_asks(visit: Callable[..., Visitor], peer: 
     assert not peer.connections
 
 
-def test_a_page_that_interrupts_itself_gets_advice(visit: Callable[..., Visitor], peer: Peer) -> None:
-    peer.script.answers = ["The tide is coming in, slowly at first and then faster, until the boats begin to lift."]
+def test_a_page_that_interrupts_itself_gets_advice(
+    visit: Callable[..., Visitor], peer: Peer
+) -> None:
+    peer.script.answers = [
+        "The tide is coming in, slowly at first and then faster, until the boats begin to lift."
+    ]
     visitor = visit()
     visitor.start()
     visitor.speak("Hello there")
