@@ -25,23 +25,25 @@ from model.rope import Timeline
 from model.sampling import GREEDY, TALKER_SAMPLING, Sampling
 from model.windows import Progress
 from streaming.engine.alignment import SpeakingRate, heard_tokens
-from streaming.engine.frames import decode_picture
+from streaming.engine.pictures import Pictures
 from streaming.engine.runner import EncodeContent, WindowContent
 from streaming.engine.sequence import DecodeInput, Job, Pace, Role, Segment, Sequence
+from streaming.engine.spoken_text import SpokenText
 from streaming.errors import RequestFailed
-from streaming.media import OUTPUT_SAMPLES_PER_CODE, ClipKind
+from streaming.media import ClipKind
 from streaming.packets import (
     AppendChunk,
-    AppendImage,
     AppendPair,
     AppendText,
     AudioDelta,
     CancelTurn,
     CommitTurn,
     DoneReason,
+    HoldTurn,
     InputRefused,
     OpenClip,
     Reply,
+    ReportPlayed,
     TextDelta,
     TruncateTurn,
     TurnDone,
@@ -59,18 +61,21 @@ if TYPE_CHECKING:
     from model.omni import Omni
     from model.tokenizer import TextStream
     from streaming.engine.config import EngineConfig
+    from streaming.engine.pictures import Picture
     from streaming.engine.runner import Runner
     from streaming.engine.scheduler import Scheduler
+    from streaming.media import FramePair
     from streaming.packets import ReplyOptions, SamplingOptions, SessionSettings
 
 TurnCommand = (
     OpenClip
-    | AppendPair
     | AppendChunk
     | AppendText
-    | AppendImage
+    | Pictures
     | CommitTurn
     | CancelTurn
+    | HoldTurn
+    | ReportPlayed
     | TruncateTurn
 )
 READING_MS = 50
@@ -169,10 +174,13 @@ class SpokenReply:
     max_text_tokens: int
     max_codes: int
     speech: bool
+    spoken: SpokenText
     tokens: list[int] = field(default_factory=list)
     token_bytes: list[int] = field(default_factory=list)
     num_rows: int = 0
     """Text tokens that the Thinker has computed; the newest token is not among them."""
+    num_fed: int = 0
+    """Of those, how many went to the Talker."""
     codes: list[int] = field(default_factory=list)
     num_windowed: int = 0
     progress: Progress = field(default_factory=Progress)
@@ -256,6 +264,8 @@ class Conversation:
             self._receive_current(command, now_ms)
         elif isinstance(command, CancelTurn):
             self._cancel_unseen(command)
+        elif isinstance(command, HoldTurn | ReportPlayed):
+            return  # of a reply that does not run
         elif self.state is TurnState.REPLYING:
             self._hold(command)
         else:
@@ -286,7 +296,6 @@ class Conversation:
     def thinker_decoded(self, token: int, now_ms: float) -> None:
         """The newest text token is computed and its row stored; `token` is the next."""
         reply = self._running()
-        reply.feed.put(self._shared.runner.row_slot(self.lane, reply.num_rows))
         self._prompt_ids.append(reply.tokens[reply.num_rows])
         reply.num_rows += 1
         if reply.is_sound_done:
@@ -328,6 +337,9 @@ class Conversation:
         if isinstance(command, CancelTurn):
             self._cancel(command, now_ms)
             return
+        if isinstance(command, HoldTurn | ReportPlayed):
+            self._steer(command, now_ms)
+            return
         if self.state is not TurnState.LISTENING:
             return  # stale: the turn is committed or over
         try:
@@ -342,16 +354,24 @@ class Conversation:
         match command:
             case OpenClip():
                 self._open_clip(command.start.kind)
-            case AppendPair():
-                self._append_pair(command)
+            case Pictures(AppendPair(pair=pair)):
+                self._append_pair(pair, command)
+            case Pictures():
+                self._append_image(command)
             case AppendChunk():
                 self._append_chunk(command)
             case AppendText():
                 self._append_text(command)
-            case AppendImage():
-                self._append_image(command)
             case CommitTurn():
                 self._commit(command.options, now_ms)
+
+    def _steer(self, command: HoldTurn | ReportPlayed, now_ms: float) -> None:
+        if self.state is not TurnState.REPLYING:
+            return
+        if isinstance(command, HoldTurn):
+            self.pace.is_held = command.is_held
+        else:
+            self.pace.report(command.played_samples, now_ms)
 
     def _hold(self, command: TurnCommand) -> None:
         if len(self._waiting) >= MAX_WAITING_COMMANDS:
@@ -397,8 +417,8 @@ class Conversation:
         markers = [config.vision_start_token_id, config.audio_start_token_id][: 1 + has_sound]
         self._add_tokens(markers, self._timeline.open_segment(with_audio=has_sound))
 
-    def _append_pair(self, command: AppendPair) -> None:
-        clip, pair = self._current_clip(), command.pair
+    def _append_pair(self, pair: FramePair, pictures: Pictures) -> None:
+        clip = self._current_clip()
         if not clip.is_video:
             raise RequestFailed("no_video", "a frame pair came in a clip of sound alone")
         if pair.index < clip.num_pairs or (clip.has_sound and pair.chunk_index != clip.num_chunks):
@@ -406,13 +426,10 @@ class Conversation:
                 "out_of_order", f"frame pair {pair.index} came after chunk {clip.num_chunks}"
             )
         try:
-            frames = [self._picture(f.jpeg) for f in pair.frames]
-            clip.grid = clip.grid or video_grid(frames[0], self._shared.omni.images)
-            second = frames[1] if len(frames) > 1 else None
-            patches = pair_patches(
-                frames[0], second, grid=clip.grid, settings=self._shared.omni.images
-            )
-        except (ValueError, IndexError) as fault:
+            first, second = _one_or_two(pictures)
+            clip.grid = clip.grid or video_grid(first, self._shared.omni.images)
+            patches = pair_patches(first, second, grid=clip.grid, settings=self._shared.omni.images)
+        except ValueError as fault:
             self._refuse("invalid_image", f"frame pair {pair.index}: {fault}")
             return
         clip.num_pairs = pair.index + 1
@@ -442,11 +459,11 @@ class Conversation:
         self._open_message(command.role)
         self._writer.text(command.text)
 
-    def _append_image(self, command: AppendImage) -> None:
+    def _append_image(self, pictures: Pictures) -> None:
         if self._clip is not None:
             raise RequestFailed("clip_open", "an image came inside a clip")
         try:
-            patches = image_patches(self._picture(command.image), self._shared.omni.images)
+            patches = image_patches(_one_or_two(pictures)[0], self._shared.omni.images)
         except ValueError as fault:
             self._refuse("invalid_image", str(fault))
             return
@@ -491,6 +508,7 @@ class Conversation:
             ),
             max_codes=min(options.max_codes or limits.max_codes, limits.max_codes),
             speech=speech,
+            spoken=SpokenText(options.silent_from),
             is_speech_done=not speech,
             is_sound_done=not speech,
         )
@@ -528,22 +546,35 @@ class Conversation:
             has_room = self.thinker.num_computed < self._shared.context_tokens
             reply.is_text_done = len(reply.tokens) >= reply.max_text_tokens or not has_room
             reply.is_limited |= reply.is_text_done
-        if reply.is_text_done:
-            reply.feed.close()
-        else:
+        if not reply.is_text_done:
             slot = self._shared.runner.row_slot(self.lane, reply.num_rows)
             position = self._timeline.next_position
             self._timeline.text(1)
             self.thinker.decode = DecodeInput(token, slot, position)
+        self._feed_speech(reply)
         self._feed_talker(reply)
         self._finish_if_done(now_ms)
 
     def _show(self, reply: SpokenReply, token: int) -> None:
         text = reply.stream.push(token)
+        reply.spoken.push(text)
         reply.tokens.append(token)
         reply.token_bytes.append(len(text.encode()))
         if text:
             self._emit(TextDelta(self.session_id, self.turn_id, text))
+
+    def _feed_speech(self, reply: SpokenReply) -> None:
+        """Put every row into the feed that is computed and certain to be spoken; close it behind the last."""
+        if reply.is_text_done:
+            reply.spoken.close()
+        while reply.num_fed < min(reply.num_rows, reply.spoken.num_certain):
+            reply.feed.put(self._shared.runner.row_slot(self.lane, reply.num_fed))
+            reply.num_fed += 1
+        is_complete = reply.num_fed == reply.spoken.num_certain
+        if reply.is_text_done or (reply.spoken.is_over and is_complete):
+            reply.feed.close()
+            if reply.spoken.is_over and not reply.num_fed:
+                reply.is_speech_done = reply.is_sound_done = True  # not a word to say
 
     def _feed_talker(self, reply: SpokenReply) -> None:
         """Give the Talker its next row, if there is one and it wants one."""
@@ -591,7 +622,8 @@ class Conversation:
         if not reply.is_done:
             return
         if reply.speech and not reply.is_limited:
-            self._rate.learn(reply.num_codes, sum(reply.token_bytes))
+            num_bytes = sum(reply.token_bytes[: reply.spoken.num_certain])
+            self._rate.learn(reply.num_samples, num_bytes)
         self._stop_reply()
         reason = DoneReason.MAX_TOKENS if reply.is_limited else DoneReason.COMPLETED
         self._finish(TurnDone(self.session_id, self.turn_id, reason, self._usage(reply)))
@@ -720,10 +752,19 @@ class Conversation:
         assert reply.heard_samples is not None
         if not reply.speech:
             return len(reply.tokens)
+        num_spoken = reply.spoken.num_certain
+        assert self._shared.omni.model.token2wav is not None
+        per_code = self._shared.omni.model.token2wav.config.samples_per_code
         # Without the rest of the text a reply's sound cannot be spread over it.
-        total = reply.num_codes if reply.is_speech_done and reply.is_text_done else None
-        heard = reply.heard_samples // OUTPUT_SAMPLES_PER_CODE
-        return heard_tokens(reply.token_bytes, heard, total, self._rate.codes_per_byte)
+        is_whole = reply.is_speech_done and reply.is_text_done
+        num_heard = heard_tokens(
+            reply.token_bytes[:num_spoken],
+            reply.heard_samples,
+            reply.num_codes * per_code if is_whole else None,
+            samples_per_byte=self._rate.samples_per_byte,
+            samples_per_code=per_code,
+        )
+        return len(reply.tokens) if is_whole and num_heard == num_spoken else num_heard
 
     def _finish(self, done: TurnDone) -> None:
         self.state = TurnState.OVER
@@ -769,9 +810,6 @@ class Conversation:
         if self._clip is None:
             raise RequestFailed("no_clip", "media came outside a clip; open one first")
         return self._clip
-
-    def _picture(self, encoded: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        return decode_picture(encoded, self._shared.config.max_image_pixels)
 
     def _add_sound(self, mel: Tensor) -> None:
         """Add mel frames [T, M] of whole blocks, or of a clip's rest."""
@@ -884,6 +922,13 @@ class Conversation:
 
     def _sequence(self, seq_id: int, role: Role) -> Sequence:
         return Sequence(seq_id, self.session_id, role, self.lane, self.pace)
+
+
+def _one_or_two(pictures: Pictures) -> tuple[Picture, Picture | None]:
+    """Raises ValueError if there are none."""
+    if pictures.fault is not None or not pictures.pixels:
+        raise ValueError(pictures.fault or "no picture")
+    return pictures.pixels[0], pictures.pixels[1] if len(pictures.pixels) > 1 else None
 
 
 def _sampling(options: SamplingOptions | None, default: Sampling) -> Sampling:

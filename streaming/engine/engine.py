@@ -16,12 +16,14 @@ import torch
 from model.mel import LogMel
 from streaming.engine.conversation import Conversation, Shared, TurnState
 from streaming.engine.pages import IntegrityError, PagePool, PrefixCache
+from streaming.engine.pictures import Pictures, decode_pictures
 from streaming.engine.runner import EncodeContent, Runner, StepOutput, WindowContent
 from streaming.engine.scheduler import Limits, Scheduler, StepPlan
-from streaming.engine.sequence import Phase, Role, Segment
+from streaming.engine.sequence import SAMPLES_PER_MS, Phase, Role, Segment
 from streaming.errors import RequestFailed
-from streaming.media import OUTPUT_SAMPLES_PER_CODE
 from streaming.packets import (
+    AppendImage,
+    AppendPair,
     Capacity,
     CloseSession,
     Command,
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from streaming.engine.conversation import TurnCommand
 
 log = logging.getLogger(__name__)
+
+OUT_OF_MEMORY_PAUSE_MS = 60_000
 
 
 class EngineDead(RuntimeError):
@@ -68,6 +72,8 @@ class Engine:
         self._unshared: dict[str, tuple[int, ...]] = {}
         """System prompts that are not in the prefix cache yet, by the session that computes them."""
         self._num_opened = 0
+        self._sacrificed_ms: float | None = None
+        """When a session last paid for memory that was missing."""
         self._outbox: list[Reply] = []
         audio = omni.config.thinker.audio
         self._shared = Shared(
@@ -101,8 +107,13 @@ class Engine:
         """When a reply that waits for its playback may go on; None if only a command can bring work."""
         return self.scheduler.wake_ms(now_ms)
 
-    def submit(self, command: Command, now_ms: float) -> None:
-        """Take one command. What it answers leaves with the next `step`."""
+    def submit(self, command: Command | Pictures, now_ms: float) -> None:
+        """Take one command. What it answers leaves with the next `step`.
+
+        Pictures that nobody has decoded yet are decoded here.
+        """
+        if isinstance(command, AppendPair | AppendImage):
+            command = decode_pictures(command, self.config.max_image_pixels)
         match command:
             case OpenSession():
                 self._open(command)
@@ -141,7 +152,7 @@ class Engine:
         if codec is not None:
             codes = codec.planner.schedule.max_blocks * codec.planner.block_codes
             # The rest of a reply: a full window and all but one code of the next leave together.
-            window_ms = 2 * codes * OUTPUT_SAMPLES_PER_CODE / 24
+            window_ms = 2 * codes * codec.config.samples_per_code / SAMPLES_PER_MS
         if window_ms >= config.max_lead_ms:
             raise ValueError(
                 f"max_lead_ms {config.max_lead_ms} must be above {window_ms:.0f}, the most sound that one "
@@ -272,28 +283,48 @@ class Engine:
 
     def _run(self, plan: StepPlan, now_ms: float) -> None:
         try:
-            output = self._run_retrying(plan)
-            if output is not None:
-                self._commit(plan, output, now_ms)
-                self.num_steps += 1
+            self._run_fitting(plan, now_ms)
         except (IntegrityError, EngineDead):
             raise
         except Exception as fault:
             log.exception("step failed role=%s phase=%s", plan.role.name, plan.phase.name)
             self._fail_step(plan, fault)
 
-    def _run_retrying(self, plan: StepPlan) -> StepOutput | None:
-        """Run a plan; if it does not fit the memory, its youngest session pays and the others are planned again."""
+    def _run_fitting(self, plan: StepPlan, now_ms: float) -> None:
+        """Run a plan, or its more urgent half if it does not fit the memory; if that does not either, one session pays.
+
+        What was left out is planned again.
+        """
         try:
-            return self.runner.run(plan)
+            output = self.runner.run(plan)
         except torch.OutOfMemoryError:
-            log.warning("out of memory role=%s sessions=%d", plan.role.name, len(plan.session_ids))
-            self.scheduler.abandon(plan)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            youngest = self.scheduler.youngest(plan.session_ids)
-            self._fail(youngest, "out_of_memory", "the worker ran out of memory; try again later")
-            return None
+            self._free_memory(plan)
+            if plan.size == 1:
+                self._sacrifice(plan, now_ms)
+                return
+            plan = self.scheduler.halve(plan)
+            try:
+                output = self.runner.run(plan)
+            except torch.OutOfMemoryError:
+                self._free_memory(plan)
+                self._sacrifice(plan, now_ms)
+                return
+        self._commit(plan, output, now_ms)
+        self.num_steps += 1
+
+    def _free_memory(self, plan: StepPlan) -> None:
+        log.warning("out of memory role=%s sessions=%d", plan.role.name, len(plan.session_ids))
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _sacrifice(self, plan: StepPlan, now_ms: float) -> None:
+        """Fail the youngest session of a plan that did not fit; twice in a minute, there is no hope for the others."""
+        self.scheduler.abandon(plan)
+        before, self._sacrificed_ms = self._sacrificed_ms, now_ms
+        youngest = self.scheduler.youngest(plan.session_ids)
+        self._fail(youngest, "out_of_memory", "the worker ran out of memory; try again later")
+        if before is not None and now_ms - before < OUT_OF_MEMORY_PAUSE_MS:
+            raise EngineDead("out of memory twice in a minute")
 
     def _fail_step(self, plan: StepPlan, fault: Exception) -> None:
         """Give up the sessions of a plan that raised; the others go on."""
