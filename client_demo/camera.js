@@ -1,7 +1,7 @@
 // @ts-check
 /** The camera: a preview, JPEG frames twice a second or recorder clips, and pictures that a person drops. */
 
-const FRAMES_PER_SECOND = 2;
+const FRAME_EVERY_MS = 500;
 const FRAME_SIDE = 640;
 const PICTURE_SIDE = 1024;
 const CLIP_MS = 2000;
@@ -22,6 +22,7 @@ export class Camera {
     /** @type {MediaRecorder | null} */
     this.recorder = null;
     this.timer = 0;
+    this.takenAt = 0;
     this.isTaking = false;
     this.numStreams = 0;
   }
@@ -61,8 +62,8 @@ export class Camera {
     this.preview.srcObject = stream;
     this.preview.play().catch(() => {}); // closed before it began
     if (clips && recorderType()) this.record(stream);
-    // A timer, not an animation frame: those stop in a hidden tab.
-    else this.timer = setInterval(() => this.take(), 1000 / FRAMES_PER_SECOND);
+    // A timer, not an animation frame: those stop in a hidden tab, where a timer is only slowed down.
+    else this.timer = setInterval(() => this.pulse(), FRAME_EVERY_MS / 5);
   }
 
   /** @param {MediaDeviceInfo[]} cameras those that exist */
@@ -75,6 +76,7 @@ export class Camera {
   /** Lets the device go: its light goes out. */
   close() {
     clearInterval(this.timer);
+    this.timer = 0;
     if (this.recorder?.state === "recording") this.recorder.stop();
     for (const track of this.stream?.getTracks() ?? []) {
       track.onended = null;
@@ -83,9 +85,16 @@ export class Camera {
     this.stream = this.recorder = this.preview.srcObject = null;
   }
 
+  /** Sends a frame if one is due. The microphone's frames call this too: nothing slows those down. */
+  pulse() {
+    if (this.timer && performance.now() - this.takenAt >= FRAME_EVERY_MS) this.take();
+  }
+
   /** Sends one frame now; a slow encoder skips, it never queues. */
   async take() {
-    const jpeg = this.isTaking ? null : await this.snapshot();
+    if (this.isTaking) return;
+    this.takenAt = performance.now();
+    const jpeg = await this.snapshot();
     if (jpeg && this.stream) this.on.frame(await jpeg.arrayBuffer());
   }
 

@@ -267,6 +267,7 @@ function isOpenMic() {
 
 /** A frame of the microphone. @param {ArrayBuffer} pcm @param {number} level */
 function hear(pcm, level) {
+  camera.pulse();
   if (isOpenMic()) sendSound(pcm);
   else if (preroll.push(pcm) > PREROLL_FRAMES) preroll.shift();
   if (link.backlog > 2 * SECOND_OF_SOUND) notice("Your connection is slow: sound reaches the server late.");

@@ -81,14 +81,12 @@ export function judgeClose(code, reason) {
  * @returns {Verdict}
  */
 export function judgeReadiness(status, body) {
-  const words = JSON.stringify(body ?? "").toLowerCase();
-  const seconds = Number(body?.retry_after_s ?? body?.eta_s) || 0;
   const wait = (/** @type {string} */ sentence) => ({ isFinal: false, sentence });
   if (status === 0) return wait("The server is not answering.");
   if (status === 200) return wait("All places are taken; trying again in a moment.");
-  if (/drain|shut/.test(words)) return wait("The server is restarting.");
-  if (/full|taken|capacity|places/.test(words)) return wait("All places are taken; trying again in a moment.");
-  return wait(`The model is still loading${seconds ? ` (about ${Math.ceil(seconds)} s)` : ""}.`);
+  if (body?.status === "draining") return wait("The server is restarting.");
+  const seconds = Math.ceil(body?.eta_s ?? 0);
+  return wait(`The model is still loading${seconds ? ` (about ${seconds} s)` : ""}.`);
 }
 
 export class Realtime {

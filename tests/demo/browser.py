@@ -1,4 +1,4 @@
-"""Drives the page in Chromium: launching, speaking into its microphone, listening to its speakers, reading its state."""
+"""Drives the page in Chromium: launches it, speaks into its microphone, listens to its speakers, reads its state."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from tests.demo.speech import say
 
 if TYPE_CHECKING:

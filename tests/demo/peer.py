@@ -1,8 +1,8 @@
 """A scripted peer: the public protocol over a real WebSocket, real speech, and every misbehaviour on demand.
 
-It hears by energy, answers with synthesised speech and keeps a record of all that the page sent. The page cannot tell it
-from a server; tests can tell it to be slow, to refuse, to lose the connection or to die. Run it alone to try the page by
-hand: `python -m tests.demo.peer`.
+It hears by energy, answers with synthesised speech and keeps a record of all that the page sent. The page cannot tell
+it from a server; tests can tell it to be slow, to refuse, to lose the connection or to die. Alone it serves the page to
+a person: `python -m tests.demo.peer`.
 """
 
 from __future__ import annotations

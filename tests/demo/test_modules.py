@@ -105,7 +105,8 @@ def test_back_off_doubles_to_its_limit_with_jitter(call: Any) -> None:
         (1008, "what", True, "(what)."), (1009, "", True, "too large"),
         (3000, "invalid_request_error.invalid_api_key", True, "access key"),
         (4000, "invalid_request_error.model_not_found", True, "model"),
-        (4000, "invalid_request_error.other", True, "(invalid_request_error.other)."), (4001, "replaced", True, "another"),
+        (4000, "invalid_request_error.other", True, "(invalid_request_error.other)."),
+        (4001, "replaced", True, "another"),
     ],
 )  # fmt: skip
 def test_close_codes_retry_or_say_why_not(
@@ -120,7 +121,8 @@ def test_close_codes_retry_or_say_why_not(
     ("status", "body", "words"),
     [
         (0, None, "not answering"), (200, {}, "places are taken"), (503, {"status": "loading"}, "loading."),
-        (503, {"status": "starting", "eta_s": 11.2}, "(about 12 s)"), (503, {"reason": "draining"}, "restarting"),
+        (503, {"status": "loading", "eta_s": 11.2}, "(about 12 s)"),
+        (503, {"status": "draining", "places": 0}, "restarting"),
         (503, None, "loading"),
     ],
 )  # fmt: skip

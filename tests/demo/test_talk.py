@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import struct
 import zlib
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tests.demo.peer import Peer
 
 pytestmark = pytest.mark.slow
+log = logging.getLogger(__name__)  # pytest --log-cli-level=INFO shows the figures
 QUESTION = "What is the sea doing today?"
 LONG = (
     "Certainly. The water stood low at dawn, and it has been rising ever since, slowly at first and then faster, "
@@ -63,6 +65,7 @@ def test_one_spoken_turn(visit: Callable[..., Visitor], peer: Peer) -> None:
     loud = [at for at in visitor.loud_times() if at > cue["endsAt"]]
     # From outside: last word said to first sound out; the page adds the output latency it is told.
     assert abs(visitor.figure("ttfa_ms") - (loud[0] - cue["endsAt"])) < 150
+    log.info("end of speech to first sound %.0f ms", loud[0] - cue["endsAt"])
     assert visitor.figure("underruns") == 0
     assert not visitor.errors
 
@@ -123,7 +126,7 @@ def test_interruption_silences_at_once_and_says_what_was_heard(
     visitor.page.wait_for_timeout(250)
 
     last_loud = max(at for at in visitor.loud_times() if at < cut_at + 1500)
-    print(f"silent {last_loud - cut_at:.0f} ms after {cut.__name__}")
+    log.info("silent after %.0f ms, %s", last_loud - cut_at, cut.__name__)
     assert last_loud - cut_at < limit_ms
     (truncate,) = peer.last.of("conversation.item.truncate")
     # What the ear heard: the recorder works in steps of 21 ms, and the machine may be busy.

@@ -275,7 +275,8 @@ def test_cancelling_while_the_browser_asks(visit: Callable[..., Visitor], peer: 
     visitor = visit()
     visitor.page.evaluate(
         """() => { const ask = navigator.mediaDevices.getUserMedia;
-             navigator.mediaDevices.getUserMedia = async (w) => (await new Promise((r) => (lab.answer = r)), ask(w)); }"""
+             navigator.mediaDevices.getUserMedia = async (w) =>
+               (await new Promise((r) => (lab.answer = r)), ask(w)); }"""
     )
     visitor.at("start").click()
     visitor.wait("asking")
