@@ -17,7 +17,7 @@ import numpy as np
 from model.sampling import GREEDY, TALKER_SAMPLING, Sampling
 from model.windows import Progress
 from streaming.engine.alignment import SpeakingRate, heard_tokens
-from streaming.engine.runner import WindowContent
+from streaming.engine.codec_stage import WindowContent
 from streaming.engine.sequence import DecodeInput, Job, Role, Segment
 from streaming.engine.spoken_text import SpokenText
 from streaming.errors import RequestFailed
@@ -348,7 +348,7 @@ class SpokenReply:
         codes = tuple(self.codes[self._num_windowed :])
         phase = self._voice.planner.phase(self._progress, self._num_windowed)
         self._num_windowed = len(self.codes)
-        content = WindowContent(self.lane, codes, is_last)
+        content = WindowContent(self.lane, codes, is_last, self)
         group = (phase, len(codes), is_last)
         job = Job(self._thinker.session_id, Role.CODEC, group, max(1, len(codes)), content)
         self._shared.scheduler.add_job(job)
