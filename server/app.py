@@ -22,7 +22,8 @@ from server.rest import add_rest, http_error, key_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import Scope
+    from starlette.websockets import WebSocket
 
     from server.gateway import Gateway
 
@@ -96,7 +97,7 @@ def _add_health(app: FastAPI, gateway: Gateway) -> None:
     async def metrics(request: Request) -> Response:
         if not _may_see_metrics(gateway, request):
             raise HTTPException(404)
-        return Response(gateway.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+        return Response(gateway.render_metrics(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _may_see_metrics(gateway: Gateway, request: Request) -> bool:
@@ -113,9 +114,9 @@ async def _upgrade_required(_: Request) -> Response:
     return response
 
 
-async def _no_such_socket(scope: Scope, receive: Receive, send: Send) -> None:
-    await receive()
-    await send_denial(send, NOT_FOUND)
+async def _no_such_socket(socket: WebSocket) -> None:
+    await socket.receive()
+    await send_denial(socket.send, NOT_FOUND)
 
 
 async def _to_json(_: Request, error: Exception) -> Response:

@@ -166,8 +166,8 @@ class Connection:
 
     @property
     def is_idle(self) -> bool:
-        """Nobody waits for anything: no turn is open, no reply runs, nothing is unsent."""
-        return not self._work.is_busy and self._session.unsent_bytes == 0
+        """Nobody waits for anything and nothing is unsent."""
+        return self._session.is_idle and self._sending_since_ms is None
 
     def close(self, closing: Closing) -> None:
         """Close now, whatever is unsent. Further calls change nothing."""
@@ -220,6 +220,8 @@ class Connection:
                 self._has_peer_gone = True
                 self._closing = self._closing or Closing(int(message.get("code") or 1005))
                 raise _Ended
+            if self._session.close is not None:
+                continue  # all has been said but the goodbye
             content: str | bytes = message.get("text") or message.get("bytes") or ""
             num_bytes = len(content)
             metrics.received_events.inc()
@@ -369,10 +371,6 @@ class _Work:
         self._committed_ms: dict[tuple[str, int], int] = {}
         """Turns that wait for their first sound."""
         self._num_deaths = 0
-
-    @property
-    def is_busy(self) -> bool:
-        return bool(self._busy)
 
     def note(self, commands: Iterable[Command], now: int) -> None:
         for command in commands:

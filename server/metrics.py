@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+if TYPE_CHECKING:
+    from server.media.pool import DecoderPool
 
 LATENCY_S = (0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.45, 0.7, 1.0, 1.5, 2.5, 5.0, 10.0)
 LAG_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
@@ -49,10 +54,25 @@ class Metrics:
         self.speech_backlog = gauge(
             "parley_speech_backlog_seconds", "sound not judged yet, most of any session"
         )
+        self.decoders_idle = gauge("parley_decoders_idle", "decoder processes that wait for work")
+        self.decoders_busy = gauge("parley_decoders_busy", "decoder processes at work")
+        self.decoder_kills = gauge("parley_decoder_kills", "decoder processes that died or hung")
+        self.decoder_faults = gauge("parley_decoder_faults", "media that could not be decoded")
+        self.decoder_drops = gauge("parley_decoder_drops", "media that nobody had time for")
+        self.tasks = gauge("parley_tasks", "tasks of the event loop")
+        self.tasks.set_function(lambda: len(asyncio.all_tasks()))
         self.log_drops = gauge("parley_log_lines_dropped", "log lines lost")
 
     def count_close(self, code: int) -> None:
         self.closes.labels(str(code) if code in KNOWN_CLOSES else "other").inc()
+
+    def show_decoders(self, pool: DecoderPool) -> None:
+        counted = pool.counters
+        self.decoders_idle.set(pool.num_idle)
+        self.decoders_busy.set(pool.num_running)
+        self.decoder_kills.set(counted.num_kills)
+        self.decoder_faults.set(counted.num_faults)
+        self.decoder_drops.set(counted.num_dropped)
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

@@ -70,7 +70,8 @@ def bind(host: str, port: int, backlog: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=backlog)
     except OSError as error:
-        raise ConfigFault(f"cannot listen on {host} port {port}: {error.strerror}") from None
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise ConfigFault(f"cannot listen on {host} port {port}: {reason}") from None
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
