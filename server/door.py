@@ -29,7 +29,7 @@ from server.identity import Identity, new_id
 from server.logs import say
 from server.render import Renderer
 from server.session import Session
-from server.settings import Settings, Voices
+from server.settings import Settings
 from server.settings_parsing import apply_session_update
 from streaming.errors import ClientError
 
@@ -149,7 +149,7 @@ class Door:
             int(time.time() + config.session_limit_s),
         )
         dialect = caller.dialect
-        settings = first_settings(gateway, dialect, worker, principal)
+        settings = first_settings(gateway, dialect, principal)
         session = Session(
             identity,
             settings,
@@ -246,12 +246,9 @@ class Door:
         gateway.metrics.count_close(code)
 
 
-def first_settings(
-    gateway: Gateway, dialect: Dialect, worker: WorkerClient, principal: Principal
-) -> Settings:
+def first_settings(gateway: Gateway, dialect: Dialect, principal: Principal) -> Settings:
     """What a session begins with: defaults, and what was stored with a client secret."""
-    assert worker.capacity is not None
-    voices = Voices(worker.capacity.voices)
+    voices = gateway.voices
     settings = Settings.default(dialect, voices, gateway.config.instructions)
     if principal.configuration:
         settings = apply_session_update(settings, principal.configuration, dialect, voices)

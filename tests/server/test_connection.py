@@ -155,7 +155,7 @@ class Scene:
 
     async def until(self, is_so: Callable[[], bool]) -> None:
         async with asyncio.timeout(5):
-            while not is_so():
+            while not is_so():  # noqa: ASYNC110  # many things, none of which tells
                 await asyncio.sleep(0)
 
     @property

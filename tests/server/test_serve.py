@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from typer.testing import CliRunner
@@ -12,6 +12,9 @@ from server.check import check_package, check_speech_model, check_weights
 from server.cli import app
 from server.config import ConfigFault, ServerConfig
 from server.serve import addresses, bind
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def config(**settings: object) -> ServerConfig:

@@ -251,7 +251,7 @@ def test_a_process_that_ignores_the_request_is_killed(folder: Path) -> None:
         started = folder / "started"
         child = await start_worker((sys.executable, str(script)), started, [], {})
         async with asyncio.timeout(15):
-            while not started.exists():  # another process tells nobody
+            while not started.exists():  # noqa: ASYNC110  # another process tells nobody
                 await asyncio.sleep(0.02)
         assert await stop_process(child, 0.2) == -signal.SIGKILL
 
