@@ -187,7 +187,7 @@ def _write_thinker(
         first[:NUM_NAMES] += weight * line_end
         first[[cue_dims[cue] for cue in scene.cues]] += 20
         first[HAS_TOOLS] += 12 * scene.needs_tools
-        first[HAS_PICTURE] += 12 * scene.needs_picture
+        first[HAS_PICTURE] += 20 * scene.needs_picture
 
 
 def _write_attention(tensors: dict[str, Tensor], cue_dims: list[int]) -> None:
