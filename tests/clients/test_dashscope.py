@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gc
 import queue
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -162,6 +163,9 @@ def write(conversation: OmniRealtimeConversation, text: str) -> None:
     conversation.create_response()
 
 
+@pytest.mark.filterwarnings(
+    "ignore:unclosed:ResourceWarning"
+)  # by the package, when the server hangs up
 def test_a_wrong_key_is_told_in_an_event(server: House) -> None:
     ear = Ear()
     conversation = dial(server, ear, "sk-wrong")
@@ -170,4 +174,6 @@ def test_a_wrong_key_is_told_in_an_event(server: House) -> None:
         conversation.connect()
     assert ear.until("error")["error"]["code"] == "invalid_api_key"
     assert ear.until("closed")["code"] == 3000
-    conversation.close()
+    conversation.thread.join(LIMIT_S)
+    del conversation
+    gc.collect()
