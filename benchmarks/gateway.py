@@ -86,7 +86,10 @@ class Caller(asyncio.Protocol):
     def __init__(self, case: Case, sounds: list[bytes], start: int) -> None:
         detection = {"type": "server_vad"} if case.detects_turns else None
         heard_as = {"format": {"type": "audio/pcm", "rate": 16_000}, "turn_detection": detection}
-        update = {"type": "session.update", "session": {"type": "realtime", "audio": {"input": heard_as}}}
+        update = {
+            "type": "session.update",
+            "session": {"type": "realtime", "audio": {"input": heard_as}},
+        }
         self._hello = frame(1, json.dumps(update).encode())
         self._sounds, self._next = sounds, start
         self._transport: asyncio.Transport | None = None
@@ -122,11 +125,23 @@ class Gateway:
 
     def __init__(self, core: int, places: int) -> None:
         stand_in = f"{sys.executable},{ROOT / 'benchmarks' / 'stand_in_worker.py'}"
-        settings = {"PORT": 0, "WORKER_COMMAND": stand_in, "MODEL": "stand-in", "LOG_LEVEL": "WARNING"}
+        settings = {
+            "PORT": 0,
+            "WORKER_COMMAND": stand_in,
+            "MODEL": "stand-in",
+            "LOG_LEVEL": "WARNING",
+        }
         settings |= {"SESSIONS_PER_WORKER": places, "HANDSHAKES_PER_S": 10_000, "DRAIN_S": 0}
         settings |= {"HANDSHAKES_PER_S_PER_ADDRESS": 10_000, "DEMO": False}
         environment = {f"PARLEY_{name}": str(value) for name, value in settings.items()}
-        command = [sys.executable, "-c", "from server.cli import app; app()", "serve", "--pace", "4"]
+        command = [
+            sys.executable,
+            "-c",
+            "from server.cli import app; app()",
+            "serve",
+            "--pace",
+            "4",
+        ]
         self._process = subprocess.Popen(
             ["taskset", "-c", str(core), *command],
             cwd=ROOT, env=os.environ | environment, stderr=subprocess.PIPE, text=True,
@@ -175,7 +190,11 @@ def percentile(before: dict[float, float], after: dict[float, float], part: floa
     wanted, low, below = part * counts[float("inf")], 0.0, 0.0
     for edge, count in counts.items():
         if count >= wanted:
-            return low if edge == float("inf") else low + (edge - low) * (wanted - below) / max(1e-9, count - below)
+            return (
+                low
+                if edge == float("inf")
+                else low + (edge - low) * (wanted - below) / max(1e-9, count - below)
+            )
         low, below = edge, count
     return low
 
@@ -189,7 +208,11 @@ async def measure(gateway: Gateway, case: Case, num_sessions: int, seconds: floa
         await asyncio.wait_for(caller.is_in.wait(), 10)
     speaking = asyncio.create_task(_speak(callers))
     await asyncio.sleep(1.5)
-    figures, cpu, begun = await asyncio.to_thread(gateway.figures), gateway.cpu_s(), time.monotonic()
+    figures, cpu, begun = (
+        await asyncio.to_thread(gateway.figures),
+        gateway.cpu_s(),
+        time.monotonic(),
+    )
     await asyncio.sleep(seconds)
     used, spent = gateway.cpu_s() - cpu, time.monotonic() - begun
     after = await asyncio.to_thread(gateway.figures)
@@ -239,7 +262,9 @@ async def run(gateway: Gateway, case: Case, num_sessions: int, seconds: float) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--sessions", default="25,50,100,150,200,300,400")
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--compare", type=int, default=50, help="sessions for the four ways")
@@ -256,7 +281,9 @@ def main() -> None:
             if result.lag_p99_ms > 1000 * MAX_LAG_S:
                 break
             held = count
-        print(f"sessions on one core with a lag p99 under {1000 * MAX_LAG_S:.0f} ms: at least {held}")
+        print(
+            f"sessions on one core with a lag p99 under {1000 * MAX_LAG_S:.0f} ms: at least {held}"
+        )
     finally:
         gateway.stop()
 
