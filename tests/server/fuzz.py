@@ -632,7 +632,9 @@ def main() -> None:
     arguments = parser.parse_args()
     begun = time.monotonic()
     seeds = range(arguments.first, arguments.first + arguments.sequences)
-    for seed in [arguments.seed] if arguments.seed is not None else seeds:
+    if arguments.seed is not None:
+        seeds = range(arguments.seed, arguments.seed + 1)
+    for seed in seeds:
         if seed % 5_000 == 0:
             sys.stdout.write(f"seed {seed} after {time.monotonic() - begun:.0f} s\n")
             sys.stdout.flush()
