@@ -128,7 +128,7 @@ class KVCache:
 
 
 def _untouched(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros that take memory only where they are written: the system gives numpy's as they are, torch writes its own."""
+    """Zeros that take memory only where they are written: numpy passes on the system's as they are."""
     num_bytes = math.prod(shape) * dtype.itemsize
     return torch.from_numpy(np.zeros(num_bytes, np.uint8)).view(dtype).view(shape)
 
