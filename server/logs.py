@@ -33,6 +33,7 @@ class Fields(TypedDict, total=False):
     turn: int
     worker: int
     address: str
+    origin: str
     principal: str
     dialect: str
     code: str | int

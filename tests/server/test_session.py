@@ -1121,9 +1121,7 @@ def test_detection_switched_on_again_goes_by_the_detectors_clock() -> None:
     call = Call()
     call.send(MANUAL, sound(2), InputAudioCommit(), vad(create_response=False))
     call.send(sound(1))
-    assert (
-        call.starts(1_600, 8_000)[0] == "SpeechStarted 2100 item_2"
-    )
+    assert call.starts(1_600, 8_000)[0] == "SpeechStarted 2100 item_2"
 
 
 def test_a_long_silence_after_a_reply_is_noticed_once() -> None:
