@@ -11,6 +11,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import re
 import threading
 import time
 from dataclasses import dataclass, field
@@ -98,6 +99,8 @@ class Talk:
         self.speech_ms = self.silence_ms = 0.0
         self.speaking_item = ""
         self.num_answers = 0
+        self.reason = "client_cancelled"
+        self.untranscribed = ""
 
     async def send(self, kind: str, **fields: Any) -> None:
         await self.socket.send_text(
@@ -198,7 +201,7 @@ class Talk:
         self.untranscribed = item
 
     async def transcribe(self) -> None:
-        item, self.untranscribed = getattr(self, "untranscribed", ""), ""
+        item, self.untranscribed = self.untranscribed, ""
         if not item or not self.script.transcribe:
             return
         kind = "conversation.item.input_audio_transcription"
@@ -280,11 +283,11 @@ class Talk:
         sound = say(text, RATE_OUT)
         packet = RATE_OUT * self.script.packet_ms // 1000
         num_packets = -(-len(sound) // packet)
-        words, began = text.split(" "), time.monotonic()
+        words, began = re.findall(r"[\u3000-\u9fff]|[^\s\u3000-\u9fff]+\s*", text), time.monotonic()
         for n in range(num_packets):
-            share = [len(words) * k // num_packets for k in (n, n + 1)]
-            for k in range(*share):
-                delta = words[k] + (" " if k + 1 < len(words) else "")
+            # The text of a stretch of speech never comes after its sound.
+            share = [-(-len(words) * k // num_packets) for k in (n, n + 1)]
+            for delta in words[slice(*share)]:
                 await self.send("response.output_audio_transcript.delta", **where, delta=delta)
             header = json.dumps({"type": "response.output_audio.delta", **where})
             await self.socket.send_bytes(

@@ -2,7 +2,7 @@
 
     paplay ──▶ [mouth] ──▶ microphone ──▶ page ──▶ [speaker] ──▶ the room, 40 ms ──▶ [mouth]
 
-Echo cancellation does nothing on a browser's fake devices, so this needs a sound server; a machine without one skips it.
+Echo cancellation does nothing on a browser's fake devices, so this needs a sound server; without one it is skipped.
 """
 
 from __future__ import annotations
