@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from model.codec.solver import SolverConfig
+    from model.config import SolverConfig
     from model.windows import WindowSchedule
 
 VOICE_FILES = ("voices.safetensors", "spk_dict.pt")
@@ -124,7 +124,7 @@ def load(
         weights: `int8` quantises what a decode step reads whole (Thinker and Talker matrices). A loaded model is for
             inference; on a CPU its linear layers are laid out for the kernels and no longer in the state dict.
         speech: False leaves Talker and codec decoder out.
-        solver: how the codec integrates its flow.
+        solver: how the codec integrates its flow; None: as the checkpoint says.
         schedule: the codec's windows.
         progress: called after each tensor.
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from server.check import check, show_findings
 from server.config import load_config
-from server.logs import set_up_logs
+from server.logs import json_logs
 from server.serve import serve
 from server.talk import Answer, read_question, talk, write_answer
 from streaming.errors import ParleyError
@@ -89,11 +89,8 @@ def serve_command(
     flags["worker_args"] = tuple(context.args) or None
     try:
         resolved = load_config(flags, config)
-        logs = set_up_logs(resolved.log_level)
-        try:
+        with json_logs(resolved.log_level):
             status = serve(resolved, _show_line)
-        finally:
-            logs.stop()
     except ParleyError as error:
         _show_line(f"error: {error}")
         raise typer.Exit(2) from None

@@ -353,7 +353,9 @@ def parse_text(message: str | bytes) -> ClientEvent:
     """
     if len(message) > MAX_UNCOUNTED_BYTES and _num_values(message) > MAX_VALUES:
         # Its id is in there, but this is no client that would look at it.
-        raise EventError(ClientError("invalid_json", f"More than {MAX_VALUES} values."), None)
+        raise EventError(
+            ClientError("invalid_json", f"The message has more than {MAX_VALUES} values."), None
+        )
     try:
         return _EVENTS.validate_json(message)
     except (ValidationError, ClientError) as fault:

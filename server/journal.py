@@ -49,6 +49,10 @@ class Origin:
     is_whole: bool = True
     """The items are and say what the worker said; else they must be told like any others."""
 
+    @property
+    def where(self) -> tuple[str, int]:
+        return self.session_id, self.turn_id
+
 
 @dataclass(slots=True)
 class Record:
@@ -137,6 +141,11 @@ class Journal:
     def previous_id(self, record: Record) -> str | None:
         at = next((i for i, r in enumerate(self.records) if r is record), 0)
         return self.records[at - 1].item.id if at else None
+
+    def made_by(self, session_id: str, turn_id: int) -> list[Record]:
+        """Return the items of a reply."""
+        where = session_id, turn_id
+        return [r for r in self.records if r.origin is not None and r.origin.where == where]
 
     def remove(self, item_id: str) -> Record:
         record = self._by_id.pop(item_id)

@@ -11,14 +11,16 @@ import logging
 import queue
 import sys
 import threading
-import time
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO, TypedDict
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Unpack
 
 MAX_LINES = 10_000
+TALKATIVE = ("uvicorn", "uvicorn.error", "uvicorn.access", "websockets", "asyncio", "httpx")
 FIELDS = "parley_fields"
 """Attribute of a log record that carries the fields."""
 
@@ -118,16 +120,22 @@ class QueuedLines(logging.Handler):
                 self.num_dropped += 1
 
 
-def set_up_logs(level: str, stream: TextIO | None = None) -> QueuedLines:
-    """Send all logging to `stream` (standard output) as JSON lines; the caller stops what is returned."""
+@contextmanager
+def json_logs(level: str, stream: TextIO | None = None) -> Iterator[QueuedLines]:
+    """Send all logging to `stream` (standard output) as JSON lines, until left."""
     handler = QueuedLines(sys.stdout if stream is None else stream)
     handler.setFormatter(JsonLines())
-    logging.Formatter.converter = time.gmtime
     root = logging.getLogger()
+    handlers_before, level_before = root.handlers[:], root.level
     root.handlers[:] = [handler]
     root.setLevel(level)
     # Their lower levels write request lines with their query, headers and frames.
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "websockets", "asyncio", "httpx"):
+    for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
     handler.start()
-    return handler
+    try:
+        yield handler
+    finally:
+        handler.stop()
+        root.handlers[:] = handlers_before
+        root.setLevel(level_before)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Literal
 
-    from server.context import Context, Passage
+    from server.context import Context, Passage, Write
     from server.identity import IdKind
     from server.journal import Journal
     from server.limits import Limits
@@ -59,13 +59,19 @@ class _Asked:
     stop_reason: StopReason = "client_cancelled"
     settle_ms: int = 0
     retry_ms: int = 0
+    num_retries: int = 0
     num_shrunk: int = 0
     first_sound_ms: int | None = None
-    ended_ms: int = 0
+    ended_ms: int | None = None
 
     @property
     def is_own(self) -> bool:
         return self.passages is not None
+
+    @property
+    def heard_samples(self) -> int | None:
+        """Nothing behind what was sent can have been heard. None of a reply without sound."""
+        return self.reply.num_samples if self.reply.settings.speaks else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +127,12 @@ class Responses:
         )
 
     @property
-    def played_ms(self) -> int:
-        """When the newest response has been played, if it is played without a pause."""
+    def played_ms(self) -> int | None:
+        """When the newest response has been played, if without a pause; None if it did not come to its end."""
         main = self._main
-        if main is None:
-            return 0
-        first_ms = main.first_sound_ms
-        if first_ms is None:
-            return main.ended_ms
-        return max(main.ended_ms, first_ms + output_ms(main.reply.num_samples))
+        if main is None or main.ended_ms is None or main.first_sound_ms is None:
+            return main.ended_ms if main is not None else None
+        return max(main.ended_ms, main.first_sound_ms + output_ms(main.reply.num_samples))
 
     @property
     def is_idle(self) -> bool:
@@ -193,12 +196,17 @@ class Responses:
         self._stop(asked, reason, now_ms)
         return True
 
-    def pump(self, prompt: str | None, live: Sequence[Passage] | None, now_ms: int) -> None:
+    def distrust(self, session_id: str) -> None:
+        """A worker session knows what no item says."""
+        if self.context.session_id == session_id:
+            self.context.distrust()
+
+    def pump(self, prompt: str | None, live: Write | None, now_ms: int) -> None:
         """Begin what waits and can begin; else tell the worker what the user says meanwhile.
 
         Args:
             prompt: of the session.
-            live: passages with an utterance that is still open; None without one or if nothing is new.
+            live: writes also of an utterance that is still open; None without one or if nothing is new.
         """
         if self.capacity is None:
             return
@@ -214,6 +222,8 @@ class Responses:
         """Give up waiting for what is overdue."""
         limits = self._wiring.limits
         for asked in self._asked():
+            if now_ms >= asked.retry_ms:
+                asked.retry_ms = 0
             if asked.reply.state is ReplyState.CLOSING and now_ms >= asked.settle_ms:
                 self._end_stopped(asked, Usage())
             elif (
@@ -279,13 +289,16 @@ class Responses:
     def receive_done(self, packet: TurnDone, now_ms: int) -> None:
         asked = self._of(packet.session_id, packet.turn_id)
         if asked is None:
-            self._receive_input_fault(packet)
+            self._receive_stray(packet)
             return
         asked.context.end_reply(packet.turn_id)
+        if packet.reason is DoneReason.FAILED:
+            asked.context.close()  # whether it knows the turn's input is not said
         if asked.reply.state is ReplyState.CLOSING:
+            if packet.reason is not DoneReason.CANCELLED:
+                self._cut(asked)  # the reply was over before the worker heard of its end
             self._end_stopped(asked, packet.usage)
         elif packet.reason is DoneReason.FAILED:
-            asked.context.close()  # whether it knows the turn's input is not said
             self._take_failure(asked, packet.code, packet.message, now_ms)
         else:
             asked.ended_ms = now_ms
@@ -348,12 +361,11 @@ class Responses:
         if now_ms < asked.retry_ms:
             return
         reply, context = asked.reply, asked.context
-        passages = asked.passages
-        if passages is None:
-            passages = self._wiring.journal.passages(context.session_id)
+        given = asked.passages
+        write = self._wiring.journal.passages if given is None else lambda _: given
         settings = reply.settings
         prompt = write_prompt(settings.instructions, settings.tools, settings.tool_choice)
-        if not context.tell(prompt, passages):
+        if not context.tell(prompt, write):
             return
         assert self.capacity is not None
         turn_id = context.commit(reply_options(settings, has_speech=bool(self.capacity.voices)))
@@ -373,17 +385,27 @@ class Responses:
         is_answered = reply.state is ReplyState.DONE
         reply.withdraw()
         asked.stop_reason = reason
-        # Nothing behind what was sent can have been heard.
-        heard = reply.num_samples if reply.settings.speaks else None
+        heard = asked.heard_samples
         if was_running:
             context.stop_reply(heard)
             self._show(asked)
+            if heard is None:  # of text the worker keeps all that it made
+                context.distrust()
             reply.state = ReplyState.CLOSING
             asked.settle_ms = now_ms + self._wiring.limits.settle_ms
             return
-        if is_answered and heard is not None and reply.session_id and reply.turn:
-            context.truncate(reply.session_id, reply.turn.turn_id, heard)
+        if is_answered:
+            self._cut(asked)
         self._end_stopped(asked, reply.usage)
+
+    def _cut(self, asked: _Asked) -> None:
+        """The worker has made all of it, but the client has not got all."""
+        reply, heard = asked.reply, asked.heard_samples
+        if reply.session_id is None or reply.turn is None:
+            return
+        where = reply.session_id, reply.turn.turn_id
+        if heard is None or not asked.context.truncate(*where, heard):
+            asked.context.distrust()
 
     def _end_stopped(self, asked: _Asked, usage: Usage) -> None:
         asked.reply.usage = usage
@@ -417,7 +439,8 @@ class Responses:
         can_repeat = not reply.is_shown and now_ms < asked.asked_ms + self._wiring.limits.queue_ms
         if code == WORKER_FULL and can_repeat:
             reply.requeue()
-            asked.retry_ms = now_ms + self._wiring.limits.retry_ms
+            asked.num_retries += 1
+            asked.retry_ms = now_ms + self._wiring.limits.retry_ms * 2**asked.num_retries
         elif code == CONTEXT_FULL and can_repeat and self._shrink(asked):
             reply.requeue()
         elif code == CONTEXT_FULL:
@@ -446,13 +469,18 @@ class Responses:
         if asked is not self._main:
             self._others.remove(asked)
 
-    def _receive_input_fault(self, packet: TurnDone) -> None:
-        """The worker gave up the input of a turn that nobody has committed: it must be told anew."""
-        is_ours = packet.session_id == self.context.session_id
-        if not is_ours or packet.reason is not DoneReason.FAILED:
+    def _receive_stray(self, packet: TurnDone) -> None:
+        """Nobody waits for this turn: the worker gave up its input, or made the reply after it was given up here."""
+        contexts = [self.context, *(asked.context for asked in self._asked())]
+        context = next((c for c in contexts if c.session_id == packet.session_id), None)
+        if context is None or packet.reason is DoneReason.CANCELLED:
             return
-        self.context.close()
-        if packet.code == CONTEXT_FULL and self.capacity is not None:
+        if packet.reason is not DoneReason.FAILED or context.running is not None:
+            context.distrust()
+            return
+        context.close()
+        is_full = packet.code == CONTEXT_FULL and context is self.context
+        if is_full and self.capacity is not None:
             self._wiring.journal.shrink(int(SHRUNK * self.capacity.context_tokens))
 
     def close(self) -> None:

@@ -430,7 +430,7 @@ class Session:
             return
         settings = self.settings
         prompt = write_prompt(settings.instructions, settings.tools, settings.tool_choice)
-        self._responses.pump(prompt, self._turns.live_passages(), now_ms)
+        self._responses.pump(prompt, self._turns.write_live(), now_ms)
         if not self._responses.is_busy or self._responses.is_audible:
             self._transcriber.pump(now_ms)
 

@@ -37,6 +37,7 @@ class _Job:
     seconds: float
     give_up_ms: int
     text: str = ""
+    num_retries: int = 0
 
 
 class Transcriber:
@@ -74,11 +75,14 @@ class Transcriber:
         request = Words("user", REQUEST)
         passage = Passage(("sound", self._jobs[0].item_id), [*self._jobs[0].sound, request])
         self._context.close()
-        self._context.tell(PROMPT, [passage])
+        self._context.tell(PROMPT, lambda _: [passage])
         self._turn_id = self._context.commit(OPTIONS)
 
     def tick(self, now_ms: int) -> None:
-        if self._jobs and self._turn_id is None and now_ms >= self._jobs[0].give_up_ms:
+        """Give up what is overdue."""
+        if now_ms >= self._retry_ms:
+            self._retry_ms = 0
+        while self._jobs and self._turn_id is None and now_ms >= self._jobs[0].give_up_ms:
             self._end("server_error", "No worker had a place for this transcription.")
 
     def wake_ms(self) -> int | None:
@@ -109,7 +113,9 @@ class Transcriber:
         self._context.forget()
         if code == "worker_full" and not self._jobs[0].text:
             self._turn_id = None
-            self._retry_ms = now_ms + self._wiring.limits.retry_ms
+            job = self._jobs[0]
+            job.num_retries += 1
+            self._retry_ms = now_ms + self._wiring.limits.retry_ms * 2**job.num_retries
         else:
             self._end("server_error", "The transcription could not be made.")
 

@@ -27,8 +27,7 @@ from streaming.errors import ClientError
 from streaming.media import input_ms, input_samples
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from server.context import Write
     from server.heard import Heard
     from server.input import Utterance
     from server.responses import Responses, Wiring
@@ -123,8 +122,8 @@ class Turns:
 
     # ---- what the worker is to know meanwhile
 
-    def live_passages(self) -> Sequence[Passage] | None:
-        """Return what the worker is to know while the user still speaks; None if nothing is new."""
+    def write_live(self) -> Write | None:
+        """Return what writes what the worker is to know while the user speaks; None if nothing is new."""
         utterance = self.input.utterance
         if utterance is None:
             self._told = None
@@ -134,7 +133,7 @@ class Turns:
             return None
         self._told = now
         live = Passage(("item", utterance.serial, 0), utterance.pieces, is_growing=True)
-        return [*self._wiring.journal.passages(self._responses.context.session_id), live]
+        return lambda session_id: [*self._wiring.journal.passages(session_id), live]
 
     def tell_again(self) -> None:
         """The worker has forgotten what the user says."""
@@ -149,7 +148,8 @@ class Turns:
             return None
         if reply.is_active or self.input.utterance is not None or reply.id == self._timed_out_id:
             return None
-        return self._responses.played_ms + detection.idle_timeout_ms
+        played_ms = self._responses.played_ms
+        return None if played_ms is None else played_ms + detection.idle_timeout_ms
 
     def tick(self, now_ms: int) -> None:
         due = self.silence_ms()

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "data/silero_vad_16k_op15.onnx"
 MAX_BATCH = 64
+MAX_UNTOLD_SAMPLES = 8_000
+"""A session that is behind is told of its progress after so much, or of an event; else only once it has caught up."""
 _SAMPLE_RATE = np.array(16_000, np.int64)
 
 
@@ -181,6 +183,7 @@ class SpeechThread:
 
     def _work(self) -> None:
         behind: set[str] = set()  # sessions with more than one window waiting
+        told: dict[str, int] = {}  # how far those know they have been judged
         while True:
             with self._changed:
                 while not (self._arrived or behind or self._is_stopping):
@@ -193,13 +196,18 @@ class SpeechThread:
             for session_id, items in arrived.items():
                 if session_id in busy:
                     _give(busy[session_id], items)
-            before = {i: listener.until_sample for i, listener in busy.items()}
+            before = {i: told.get(i, listener.until_sample) for i, listener in busy.items()}
             hear(busy.values(), self._model)
-            for session_id, listener in busy.items():
-                if listener.until_sample > before[session_id]:
-                    progress = SpeechProgress(listener.until_sample, tuple(listener.take_events()))
-                    self._deliver(session_id, progress)
             behind = {i for i, x in busy.items() if x.num_samples_waiting >= WINDOW_SAMPLES}
+            told = {i: before[i] for i in behind}
+            for session_id, listener in busy.items():
+                until, events = listener.until_sample, tuple(listener.take_events())
+                untold = until - before[session_id]
+                if untold <= 0 or (session_id in behind and not events and untold < MAX_UNTOLD_SAMPLES):
+                    continue
+                self._deliver(session_id, SpeechProgress(until, events))
+                if session_id in behind:
+                    told[session_id] = until
 
 
 def _give(listener: SpeechListener, items: list[bytes | VadSettings | int]) -> None:

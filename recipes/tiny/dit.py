@@ -13,6 +13,7 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,14 +21,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.codec.dit import Dit
-from model.codec.solver import SolverConfig, integrate, time_plan
+from model.codec.solver import integrate, time_plan
 from model.codec.voice import Voice
 from recipes.tiny import codec, loop, tree
 from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech
 
+if TYPE_CHECKING:
+    from model.config import SolverConfig
+
 SEGMENT_BLOCKS = 8  # 1.92 s: every layer's reach several times over
 REF_FRAMES = 200
-SOLVER = SolverConfig(method="euler", num_points=5, guidance=0.0)
+SOLVER = tree.codec_decoder().solver
 MEL_SCALE = 3.0  # spread of log mel; keeps the loss near one
 
 log = logging.getLogger("dit")

@@ -104,6 +104,9 @@ TALKER: dict[str, Any] = {
     "position_id_per_seconds": 25,
     "seconds_per_chunk": 2,
 }
+SOLVER = {"method": "euler", "num_points": 5, "guidance": 0.0}
+"""Four evaluations, no guidance: what the flow is trained for."""
+
 DIT: dict[str, Any] = {
     "model_type": "qwen2_5_omni_dit",
     "hidden_size": 256,
@@ -165,6 +168,7 @@ CONFIG: dict[str, Any] = {
         "model_type": "qwen2_5_omni_token2wav",
         "dit_config": DIT,
         "bigvgan_config": BIGVGAN,
+        "solver_config": SOLVER,
     },
 }
 

@@ -58,13 +58,15 @@ _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 
 
 def main() -> None:
-    _die_with(int(sys.argv[1]))
+    parent_pid = int(sys.argv[1])
+    _die_with(parent_pid)
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # meant for the parent, which ends us in its own time
     os.nice(NICENESS)
     _warm_up()
     _confine()
+    _die_with(parent_pid)  # a change of user namespace may have undone it
     link = _Link(sys.stdin.buffer, sys.stdout.buffer)
     link.send(Decoded("", is_job_done=True))  # ready
     _serve(link)

@@ -45,12 +45,12 @@ class PoolLimits:
     max_processes: int = 8
     """Streams that can be decoded at the same time."""
     max_per_session: int = 2
-    """Streams and stills of one session that are decoded at the same time."""
+    """Streams of one session that are decoded at the same time, and so many of its stills beside them."""
     max_jobs: int = 1000
     """After so many a process is replaced."""
     job_s: float = 5.0
     """Wall time for one job; then the process is killed."""
-    wait_s: float = 5.0
+    wait_s: float = 10.0
     """How long a stream or still waits for a process; then it is dropped."""
     quiet_s: float = 10.0
     """A stream that has sent nothing for so long gives its process up to one that waits."""
@@ -205,8 +205,7 @@ class DecoderPool:
     def _start_waiting(self) -> None:
         """Give processes to those who wait, in order of arrival, but never more than its share to one session."""
         for work in list(self._waiting):
-            mine = sum(other.session_id == work.session_id for other in self._running)
-            if mine >= self._limits.max_per_session:
+            if self._has_its_share(work):
                 continue
             if len(self._running) >= self._limits.max_processes:
                 self._end_quiet_stream()
@@ -216,6 +215,14 @@ class DecoderPool:
                 work.timer.cancel()
             self._running[work] = None
             self._begin(self._serve(work), f"decode {work.session_id}")
+
+    def _has_its_share(self, work: _Work) -> bool:
+        """Whether the session has as many processes as it may for this kind of work."""
+        num_alike = sum(
+            other.session_id == work.session_id and other.is_stream == work.is_stream
+            for other in self._running
+        )
+        return num_alike >= self._limits.max_per_session
 
     def _end_quiet_stream(self) -> None:
         """Make the stream that has been quiet longest give its process up, if that is long."""
@@ -299,8 +306,7 @@ class DecoderPool:
             return
         if decoded.fault:
             self.counters.num_faults += 1
-            self._fail(work, decoded.fault)
-            return
+            self._close(work)
         self._deliver(work.session_id, decoded)
 
     # ---- processes

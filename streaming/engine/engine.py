@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from concurrent import futures
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from model.attention import preferred_page_size
 from model.mel import LogMel
-from streaming.engine.conversation import Conversation, Shared, TurnState
+from streaming.engine.codec_stage import WindowContent
+from streaming.engine.conversation import Conversation, TurnState
 from streaming.engine.pages import IntegrityError, PagePool, PrefixCache
 from streaming.engine.pictures import Pictures, decode_pictures
-from streaming.engine.runner import EncodeContent, Runner, StepOutput, WindowContent
+from streaming.engine.runner import EncodeContent, Runner, StepOutput
 from streaming.engine.scheduler import Limits, Scheduler, StepPlan
 from streaming.engine.sequence import SAMPLES_PER_MS, Phase, Role, Segment
+from streaming.engine.shared import Shared
 from streaming.errors import RequestFailed
 from streaming.packets import (
     AppendImage,
@@ -34,11 +39,14 @@ from streaming.packets import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from collections.abc import Sequence as Seq
+    from concurrent.futures import Future
 
     from model.omni import Omni
     from streaming.engine.config import EngineConfig
     from streaming.engine.conversation import TurnCommand
+    from streaming.engine.graphs import Capture
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +60,21 @@ class EngineDead(RuntimeError):
 class Engine:
     """Many conversations on one checkpoint."""
 
-    def __init__(self, omni: Omni, config: EngineConfig) -> None:
-        """Raises EngineConfigError or ValueError for settings that do not fit the checkpoint."""
+    def __init__(
+        self,
+        omni: Omni,
+        config: EngineConfig,
+        capture: Capture | None = None,
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`capture`: see `Runner`. `wake`: called from any thread when there is work again.
+
+        Raises:
+            ValueError: settings that do not fit the checkpoint.
+        """
         limit = omni.config.thinker.decoder.max_position_embeddings
+        wanted = preferred_page_size(omni.model.thinker.model.attend)
+        config = replace(config, page_size=config.page_size or wanted)
         self.omni, self.config = omni, config
         self.context_tokens = min(config.context_tokens or limit, limit)
         pages_per_lane = -(-self.context_tokens // config.page_size)
@@ -65,13 +85,16 @@ class Engine:
             r: PrefixCache(p, config.page_size, config.max_prefixes) for r, p in pools.items()
         }
         self.scheduler = Scheduler(self._limits(), pools, self._prefixes)
-        self.runner = Runner(omni, config, self.num_pages)
+        self.runner = Runner(omni, config, self.num_pages, self.context_tokens, capture)
         self.conversations: dict[str, Conversation] = {}
         self.num_steps = 0
         self._free_lanes = deque(range(config.num_lanes))
         self._unshared: dict[str, tuple[int, ...]] = {}
         """System prompts that are not in the prefix cache yet, by the session that computes them."""
         self._num_opened = 0
+        self._wake = wake
+        self._sounding: tuple[StepPlan, Future[list[bytes]]] | None = None
+        """Windows that the codec makes beside the step loop."""
         self._sacrificed_ms: float | None = None
         """When a session last paid for memory that was missing."""
         self._outbox: list[Reply] = []
@@ -96,7 +119,18 @@ class Engine:
 
     def has_work(self, now_ms: float) -> bool:
         """A step would do something now."""
-        return bool(self._outbox) or self.scheduler.has_runnable(now_ms)
+        is_made = self._sounding is not None and self._sounding[1].done()
+        return is_made or bool(self._outbox) or self.scheduler.has_runnable(now_ms)
+
+    @property
+    def is_sounding(self) -> bool:
+        """The codec is at work beside the step loop: there will be work without any command."""
+        return self._sounding is not None
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Until the sound in the making is made; `wake` says so to who has other things to wait for, too."""
+        if self._sounding is not None:
+            futures.wait([self._sounding[1]], timeout_s)
 
     @property
     def is_busy(self) -> bool:
@@ -128,6 +162,7 @@ class Engine:
         Raises:
             EngineDead: nothing more can be computed here.
         """
+        self._collect_sound(now_ms)
         plan = self.scheduler.plan(now_ms)
         if plan is not None:
             self._run(plan, now_ms)
@@ -195,14 +230,14 @@ class Engine:
             code = fault.code if isinstance(fault, RequestFailed) else "invalid_settings"
             self._refuse(session_id, code, str(fault))
             return
-        needed = -(-len(opened.prompt_ids) // self.config.page_size) + 1
+        needed = -(-len(opened.prompt.ids) // self.config.page_size) + 1
         if any(pool.num_free < needed and not self._make_room(needed) for pool in self._pools()):
             self._refuse(session_id, "worker_full", "too few pages are free for the system prompt")
             return
         self._num_opened += 1
         self._free_lanes.popleft()
         self.conversations[session_id] = opened
-        self.scheduler.add(session_id, opened.pace, opened.sequences)
+        self.scheduler.add(session_id, opened.pace, opened.prompt.sequences)
         self._use_prefix(opened)
         self._outbox.append(SessionOpened(session_id))
 
@@ -247,14 +282,14 @@ class Engine:
 
     def _use_prefix(self, opened: Conversation) -> None:
         """Take over the keys and values of a system prompt that another session has computed."""
-        ids = opened.prompt_ids
-        found = [self._prefixes[s.role].lookup(ids) for s in opened.sequences]
+        ids = opened.prompt.ids
+        found = [self._prefixes[s.role].lookup(ids) for s in opened.prompt.sequences]
         if not all(found):
-            for seq, pages in zip(opened.sequences, found, strict=True):
+            for seq, pages in zip(opened.prompt.sequences, found, strict=True):
                 self.scheduler.pools[seq.role].release(pages)
             self._unshared[opened.session_id] = ids
             return
-        for seq, pages in zip(opened.sequences, found, strict=True):
+        for seq, pages in zip(opened.prompt.sequences, found, strict=True):
             self._adopt(seq.role, pages, seq.pages)
             seq.skip(len(pages) * self.config.page_size)
 
@@ -274,8 +309,8 @@ class Engine:
             conversation = self.conversations.get(session_id)
             if ids is None or conversation is None:
                 continue
-            if all(s.num_computed >= len(ids) for s in conversation.sequences):
-                for seq in conversation.sequences:
+            if all(s.num_computed >= len(ids) for s in conversation.prompt.sequences):
+                for seq in conversation.prompt.sequences:
                     self._prefixes[seq.role].insert(ids, seq.pages)
                 del self._unshared[session_id]
 
@@ -283,12 +318,43 @@ class Engine:
 
     def _run(self, plan: StepPlan, now_ms: float) -> None:
         try:
-            self._run_fitting(plan, now_ms)
+            if plan.role is Role.CODEC and self.runner.codec and self.runner.codec.has_thread:
+                self._start_sound(plan)
+            else:
+                self._run_fitting(plan, now_ms)
         except (IntegrityError, EngineDead):
             raise
         except Exception as fault:
             log.exception("step failed role=%s phase=%s", plan.role.name, plan.phase.name)
             self._fail_step(plan, fault)
+
+    def _start_sound(self, plan: StepPlan) -> None:
+        """Let the codec's thread make the windows of a plan, while steps of everything else go on."""
+        self.scheduler.commit(plan)
+        self.scheduler.busy_roles.add(Role.CODEC)
+        made = self.runner.start_windows(plan)
+        self._sounding = plan, made
+        made.add_done_callback(lambda _: self._wake())
+
+    def _collect_sound(self, now_ms: float) -> None:
+        if self._sounding is None or not self._sounding[1].done():
+            return
+        (plan, made), self._sounding = self._sounding, None
+        self.scheduler.busy_roles.discard(Role.CODEC)
+        try:
+            self._deliver_sound(plan, made.result(), now_ms)
+            self.num_steps += 1
+        except Exception as fault:
+            log.exception("step failed role=%s", plan.role.name)
+            self._fail_step(plan, fault)
+
+    def _deliver_sound(self, plan: StepPlan, sounds: list[bytes], now_ms: float) -> None:
+        for job, pcm in zip(plan.jobs, sounds, strict=True):
+            assert isinstance(job.content, WindowContent)
+            owner, conversation = job.content.owner, self.conversations.get(job.session_id)
+            # The reply may have been cancelled, its session closed, its lane given away in the meantime.
+            if conversation is not None and conversation.reply is owner and not owner.is_over:
+                conversation.window_done(pcm, job.content.is_last, now_ms)
 
     def _run_fitting(self, plan: StepPlan, now_ms: float) -> None:
         """Run a plan, or its more urgent half if it does not fit the memory; if that does not either, one session pays.
@@ -350,9 +416,7 @@ class Engine:
                 assert isinstance(job.content, EncodeContent)
                 job.content.segment.rows = rows
         elif plan.role is Role.CODEC:
-            for job, pcm in zip(plan.jobs, output.pcm, strict=True):
-                assert isinstance(job.content, WindowContent)
-                self.conversations[job.session_id].window_done(pcm, job.content.is_last, now_ms)
+            self._deliver_sound(plan, output.pcm, now_ms)
         else:
             self._commit_tokens(plan, output, segments, now_ms)
         if plan.phase is Phase.PREFILL and self._unshared:

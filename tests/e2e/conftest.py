@@ -26,7 +26,7 @@ def house() -> Iterator[House]:
         ["--sound-seconds", "1"],
         worker_command=STAND_IN,
         model="stand-in",
-        header_limit_s=1,
+        header_limit_s=3,
         failed_keys_per_minute=1000,
     )
     try:

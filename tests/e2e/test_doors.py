@@ -225,6 +225,19 @@ def test_metrics_are_for_this_machine_or_a_key(locked: House) -> None:
     assert locked.http("/metrics", headers=both)[0] == 200
 
 
+def test_the_demo_page_is_served_with_what_keeps_strangers_out(locked: House) -> None:
+    status, body, headers = locked.http("/")
+    assert status == 200 and "<script" in body
+    assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["permissions-policy"] == "microphone=(self), camera=(self)"
+    assert headers["cache-control"] == "no-cache"
+    _, _, headers = locked.http("/main.js")
+    assert headers["content-type"].startswith("text/javascript")
+    status, body, _ = locked.http("/../server/cli.py")
+    assert (status, json.loads(body)["error"]["code"]) == (404, "not_found")
+
+
 def test_f31_guessing_is_slowed_down(locked: House) -> None:
     told = [knock(locked, **bearer(f"guess-{n}")) for n in range(40)]
     assert told[-1] == ("", 429)

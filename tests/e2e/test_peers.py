@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from tests.e2e.house import STAND_IN, House
 from tests.e2e.wire import BINARY, CLOSE, PING, PONG, TEXT, RawSocket, frame
@@ -264,7 +264,7 @@ def test_f15_a_storm_is_refused_cheaply_and_talkers_talk_on(house: House) -> Non
                 await asyncio.sleep(0)
         except InvalidStatus as refusal:
             outcomes.append(str(refusal.response.status_code))
-        except (OSError, TimeoutError, ConnectionClosed):
+        except (OSError, TimeoutError, ConnectionClosed, InvalidHandshake):
             outcomes.append("hung up")
 
     async def scene() -> None:
@@ -275,7 +275,7 @@ def test_f15_a_storm_is_refused_cheaply_and_talkers_talk_on(house: House) -> Non
             for _ in range(250):
                 tasks.create_task(visit(outcomes))
         assert len(outcomes) == 250 and "in" in outcomes
-        assert max(task.result() for task in talkers) < 10
+        assert max(task.result() for task in talkers) < 15
         assert house.rss_bytes() - rss < 32 * MIB
 
     asyncio.run(scene())
@@ -289,7 +289,7 @@ def test_f16_headers_that_never_end_are_cut_off(house: House) -> None:
     is_over = threading.Event()
 
     def dribble() -> None:
-        for i in range(200):
+        for i in range(400):
             for one in sockets:
                 with contextlib.suppress(OSError):
                     one.send(b"GET /v1/realtime HTTP/1.1\r\nX: "[i : i + 1] or b"x")
@@ -301,10 +301,10 @@ def test_f16_headers_that_never_end_are_cut_off(house: House) -> None:
     try:
         asyncio.run(talk_once(house))  # admitted meanwhile
         for one in sockets:
-            one.settimeout(5)
+            one.settimeout(9)
             with contextlib.suppress(ConnectionResetError):
                 assert one.recv(1) == b""
-        assert 0.9 < time.monotonic() - begun < 5
+        assert 2.9 < time.monotonic() - begun < 9
     finally:
         is_over.set()
         dribbler.join()

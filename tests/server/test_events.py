@@ -354,6 +354,32 @@ def test_whatever_arrives_is_an_event_or_an_error_without_the_clients_words(valu
         assert fault.__cause__ is None and SECRET not in repr(fault.__context__)
 
 
+WORDS = (
+    *(f"{SECRET}?", f"http://{SECRET}", f"data:image/png;base64,{SECRET}?", f"data:{SECRET},"),
+    *([SECRET], [{SECRET: SECRET}], {SECRET: SECRET}, {"type": SECRET}, {"role": SECRET}),
+    *({"type": "message", "role": "user", "content": [{"type": kind, SECRET: 1, **part}]}
+      for kind in (SECRET, "text", "input_audio", "input_image", "input_video")
+      for part in ({"text": [SECRET]}, {"audio": f"{SECRET}?"}, {"image_url": f"{SECRET}?"}, {"video_url": SECRET})),
+    *({name: SECRET} for name in ("conversation", "input", "metadata")),
+    {"metadata": {SECRET: 1}},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CLIENT_EXAMPLES)
+def test_no_member_leaks(kind: str) -> None:
+    num_refused = 0
+    for member in ("type", "event_id", *CLIENT_EXAMPLES[kind]):
+        for value in WORDS:
+            try:
+                parse_text(json.dumps({"type": kind, **CLIENT_EXAMPLES[kind], member: value}))
+            except EventError as fault:
+                num_refused += 1
+                assert SECRET not in f"{fault} {fault.facts}" and SECRET not in repr(
+                    fault.__context__
+                )
+    assert num_refused >= len(WORDS)
+
+
 @given(st.text() | st.binary(), st.binary())
 def test_noise_is_an_error(noise: str | bytes, payload: bytes) -> None:
     for parse, received in ((parse_text, noise), (parse_binary, payload)):

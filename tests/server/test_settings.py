@@ -25,7 +25,11 @@ from server.settings import (
     VideoSettings,
     Voices,
 )
-from server.settings_parsing import apply_response_overrides, apply_session_update
+from server.settings_parsing import (
+    SESSION_READERS,
+    apply_response_overrides,
+    apply_session_update,
+)
 from streaming.errors import ClientError
 from streaming.pcm import Encoding, SoundFormat
 from streaming.vad import VadSettings
@@ -316,6 +320,33 @@ def test_errors_name_the_path(raw: dict[str, Any], code: str, param: str) -> Non
     assert (caught.value.code, caught.value.param) == (code, f"session.{param}")
 
 
+SECRET = "s3cr3t"
+WORDS = (
+    *(SECRET, [SECRET], [{SECRET: SECRET}], [{"type": SECRET}], {SECRET: SECRET}),
+    *(
+        {name: SECRET}
+        for name in ("type", "rate", "id", "eagerness", "threshold", "function", "fps")
+    ),
+    *({name: [SECRET]} for name in ("model", "language", "prompt", "name", "audio_track")),
+)
+
+
+@pytest.mark.parametrize("path", SESSION_READERS)
+def test_errors_never_quote_the_client(path: tuple[str, ...]) -> None:
+    num_refused = 0
+    for words in WORDS:
+        raw: object = words
+        for name in reversed(path):
+            raw = {name: raw}
+        assert isinstance(raw, dict)
+        try:
+            update(raw)
+        except ClientError as fault:
+            num_refused += 1
+            assert SECRET not in f"{fault} {fault.facts}"
+    assert num_refused > 0
+
+
 # ---- laws
 
 disjoint = st.permutations(
@@ -420,6 +451,24 @@ def test_what_a_session_shows_sets_another_to_the_same(dialect: Dialect) -> None
         again = update(shown, dialect, Settings.default(dialect, VOICES))
         assert replace(again, sampling=sampling, output_format=settings.output_format) == settings
         assert again.output_format.sound == settings.output_format.sound
+
+
+@pytest.mark.parametrize(
+    ("written", "nested", "flat"),
+    [
+        ({"type": "audio/pcm", "rate": 48000}, {"type": "audio/pcm", "rate": 48000}, "pcm16"),
+        ("pcm", {"type": "audio/pcm", "rate": 24000}, "pcm"),
+        ({"type": "audio/pcmu", "rate": 8000}, {"type": "audio/pcmu"}, "g711_ulaw"),
+        ("g711_alaw", {"type": "audio/pcma"}, "g711_alaw"),
+    ],
+)
+def test_how_formats_are_shown(written: object, nested: dict[str, Any], flat: str) -> None:
+    settings = update({"input_audio_format": written, "output_audio_format": written})
+    audio: Any = session_object(settings, IDENTITY, GA)["audio"]
+    assert audio["input"]["format"] == audio["output"]["format"] == nested
+    beta, dashscope = (session_object(settings, IDENTITY, d) for d in (BETA, DASHSCOPE))
+    assert beta["input_audio_format"] == beta["output_audio_format"] == flat
+    assert dashscope["output_audio_format"] == ("pcm24" if "pcm" in flat else flat)
 
 
 def test_the_largest_session_fits_a_message() -> None:

@@ -102,7 +102,7 @@ def is_alive(pid: int) -> bool:
 
 async def gone(pid: int, within_s: float) -> bool:
     until = time.monotonic() + within_s
-    while is_alive(pid):  # noqa: ASYNC110  # another process tells nobody
+    while is_alive(pid):  # another process tells nobody
         if time.monotonic() > until:
             return False
         await asyncio.sleep(0.02)

@@ -1,4 +1,4 @@
-"""A pool whose answers a test can wait for."""
+"""Decoder processes, alone and in a pool whose answers a test can wait for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from server.media.child import DecoderChild
 from server.media.pool import DecoderPool, PoolLimits, running_pool
 
 if TYPE_CHECKING:
@@ -42,6 +43,18 @@ class Answers:
         """The answers to a job of a session that has no other."""
         pool.submit(session_id, job)
         return await self.done(session_id)
+
+
+@asynccontextmanager
+async def child() -> AsyncIterator[DecoderChild]:
+    """A process that is killed afterwards."""
+    started = await DecoderChild.start()
+    try:
+        yield started
+    finally:
+        started.kill()
+        await started.ended()
+        assert not started.is_alive
 
 
 @asynccontextmanager

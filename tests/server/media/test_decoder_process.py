@@ -8,31 +8,16 @@ import select
 import signal
 import subprocess
 import sys
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from server.media.child import DecoderChild, DecoderLost
 from server.media.jobs import CloseStream, Decoded, FaultCode, MediaJob, Stills, StreamData
 from tests.server.media.files import RECORDINGS, collect, cut, decode, picture, record, thirds
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+from tests.server.media.pools import child
 
 pytestmark = pytest.mark.slow  # starting Python with a decoder takes half a second
-
-
-@asynccontextmanager
-async def child() -> AsyncIterator[DecoderChild]:
-    started = await DecoderChild.start()
-    try:
-        yield started
-    finally:
-        started.kill()
-        await started.ended()
-        assert not started.is_alive
 
 
 async def _answers(process: DecoderChild, job: MediaJob) -> list[Decoded]:

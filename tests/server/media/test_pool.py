@@ -57,7 +57,7 @@ def test_stills_are_answered_by_their_ids_beside_an_open_stream() -> None:
             for name in "abc":
                 pool.submit("s", Stills(name, picture("PNG", (8, 8)), 100))
             received = [(await answers.done("s"))[-1] for _ in "abc"]
-            assert [answer.key for answer in received] == ["a", "b", "c"]
+            assert {answer.key for answer in received} == {*"abc"}
             assert all(answer.frames for answer in received)
             assert collect(await answers.to(pool, _piece(1))).frames
 
@@ -144,6 +144,16 @@ def test_one_session_cannot_take_all_processes() -> None:
                 pool.submit("greedy", _piece(0, f"k{index}"))
             assert (await answers.to(pool, STILL, "modest"))[-1].frames
             assert pool.num_waiting == 8
+
+    asyncio.run(run())
+
+
+def test_a_sessions_streams_do_not_keep_its_stills_waiting() -> None:
+    async def run() -> None:
+        async with pool_of(max_processes=4, max_per_session=2) as (pool, answers):
+            for key in ("camera", "screen"):
+                await answers.to(pool, _piece(0, key))
+            assert (await answers.to(pool, STILL))[-1].frames
 
     asyncio.run(run())
 

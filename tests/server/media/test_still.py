@@ -54,13 +54,23 @@ def test_what_is_transparent_becomes_white(mode: str) -> None:
     assert _pixels(_decode(encoded.getvalue())).min() >= 250
 
 
-def test_a_cameras_rotation_is_applied() -> None:
+def test_sixteen_bits_of_grey_become_eight() -> None:
+    encoded = io.BytesIO()
+    Image.fromarray(np.full((16, 16), 0x8080, np.uint16)).save(encoded, "PNG")
+    assert np.abs(_pixels(_decode(encoded.getvalue())).astype(int) - 0x80).max() <= 1
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_cameras_rotation_is_applied(format_: str, mode: str) -> None:
+    if (format_, mode) == ("JPEG", "RGBA"):
+        mode = "L"
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera stood upright: turn by 90° clockwise to see it right
     encoded = io.BytesIO()
     pixels = np.zeros((40, 80, 3), np.uint8)
     pixels[:, :20] = 255
-    Image.fromarray(pixels).save(encoded, "JPEG", exif=exif)
+    Image.fromarray(pixels).convert(mode).save(encoded, format_, exif=exif)
     turned = _pixels(_decode(encoded.getvalue()))
     assert turned.shape == (80, 40, 3)
     assert turned[:15].min() > 200

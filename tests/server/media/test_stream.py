@@ -42,6 +42,7 @@ from tests.server.media.files import (
 NAMES = sorted(RECORDINGS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=20, deadline=None)
 @given(positions=st.lists(st.integers(0, 2**31), max_size=12))
@@ -234,6 +235,7 @@ def test_a_codec_that_no_browser_records_is_refused_by_name(recording: Recording
     assert (recording.video or recording.sound or "") in error.fault.message
 
 
+@pytest.mark.slow
 def test_frames_of_one_chunk_are_counted() -> None:
     error = _fault([repeated_frame(MAX_CHUNK_FRAMES + 1)], MediaType.WEBM)
     assert error.fault.code is FaultCode.MEDIA_DECODE_ERROR

@@ -221,7 +221,9 @@ class Driver:
     def run(self, limit: int = 20_000) -> None:
         """Until nothing is left to do, waiting for playbacks where replies are ahead of them."""
         for _ in range(limit):
-            if not self.engine.has_work(self.now_ms):
+            if not self.engine.has_work(self.now_ms) and self.engine.is_sounding:
+                self.engine.wait(60)
+            elif not self.engine.has_work(self.now_ms):
                 wake = self.engine.wake_ms(self.now_ms)
                 if wake is None:
                     return
@@ -233,7 +235,7 @@ class Driver:
         """What came out of a turn; tokens and codes are read from the conversation."""
         answer = self._seen[session_id, turn_id]
         conversation = self.engine.conversations.get(session_id)
-        for reply in conversation._replies if conversation else ():
+        for reply in conversation.replies if conversation else ():
             if reply.turn_id == turn_id:
                 answer.tokens, answer.codes = list(reply.tokens), list(reply.codes)
         return answer

@@ -18,6 +18,7 @@ from streaming.packets import (
     HoldTurn,
     OpenSession,
     SamplingOptions,
+    SessionFailed,
     SessionSettings,
     TruncateTurn,
     TurnTruncated,
@@ -198,6 +199,58 @@ def test_an_ended_reply_can_still_be_cut_to_what_was_heard(  # type: ignore[no-u
     driver.engine.check_integrity()
 
 
+def test_sound_made_beside_the_step_loop_is_the_same(omni, new_driver) -> None:  # type: ignore[no-untyped-def]
+    """Also for lanes that are cancelled, closed and given to others while a window of theirs is being made."""
+    expected = {name: chat_answer(Chat(omni, SYSTEM), CASES[name]) for name in ("sound", "image")}
+    alone: Driver = new_driver()
+    for name in expected:
+        alone.open(name)
+        alone.say(name, 0, CASES[name])
+    alone.run()
+    driver: Driver = new_driver(num_lanes=2, use_codec_thread=True)
+    for round_number, num_steps in enumerate((19, 22, 25, 28, 31)):
+        names = [f"{name}-{round_number}" for name in expected]
+        for name, said in zip(names, expected, strict=True):
+            driver.open(name)
+            driver.say(name, 0, CASES[said])
+        for _ in range(num_steps):  # somewhere around the first window
+            driver.step()
+        driver.submit(CancelTurn(names[0], 0, 0))
+        driver.say(names[0], 1, CASES["image"])  # on the same lane, at once
+        driver.run()
+        answer = driver.answer(names[0], 1)
+        assert len(answer.pcm) == 2 * 480 * len(answer.codes)
+        driver.submit(CloseSession(names[0]))
+        driver.open("again")
+        driver.say("again", 0, CASES["sound"])
+        driver.run()
+        for name, said in (("again", "sound"), (names[1], "image")):
+            answer = driver.answer(name, 0)
+            assert (answer.tokens, answer.codes) == (expected[said].tokens, expected[said].codes)
+            assert answer.pcm == alone.answer(said, 0).pcm
+        driver._seen.clear()
+        driver.submit(CloseSession("again"), CloseSession(names[1]))
+        driver.step()
+    driver.engine.check_integrity()
+
+
+def test_a_fault_of_the_codec_fails_the_sessions_it_worked_for(new_driver, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    driver: Driver = new_driver(use_codec_thread=True)
+    for name in ("a", "b"):
+        driver.open(name)
+    driver.say("a", 0, CASES["sound"])
+    codec = driver.engine.runner.codec
+    assert codec is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(codec, "_decode", lambda windows: 1 / 0)
+        driver.run()
+    assert [r.session_id for r in driver.replies if isinstance(r, SessionFailed)] == ["a"]
+    driver.say("b", 0, CASES["sound"])
+    driver.run()
+    assert driver.answer("b", 0).pcm
+    driver.engine.check_integrity()
+
+
 def test_a_tool_call_is_delivered_but_never_spoken(omni, new_driver) -> None:  # type: ignore[no-untyped-def]
     drawn = SamplingOptions(temperature=1, seed=0)  # this checkpoint is greedy for one word only
     options = replace(GREEDY, thinker=drawn, talker=drawn)
@@ -265,6 +318,22 @@ def test_a_held_reply_can_be_cancelled_and_the_next_one_is_free(omni, new_driver
     assert driver.answer("a", 1).codes
 
 
+def test_a_turn_withdrawn_after_the_history_was_cut_leaves_no_open_message(
+    omni, new_driver
+) -> None:  # type: ignore[no-untyped-def]
+    driver = new_driver()
+    driver.open("a")
+    driver.say("a", 0, CASES["text"])
+    driver.run()
+    driver.submit(AppendText("a", 1, "never mind"), TruncateTurn("a", 0, 0), CancelTurn("a", 1))
+    driver.say("a", 2, CASES["text"])
+    driver.run()
+    expected = chat_answer(chat_with_history(omni, CASES["text"], []), CASES["text"])
+    answer = driver.answer("a", 2)
+    assert (answer.tokens, answer.codes) == (expected.tokens, expected.codes)
+    driver.engine.check_integrity()
+
+
 def kept_tokens(driver: Driver, session_id: str) -> list[int]:
     reply = driver.engine.conversations[session_id].reply
     assert reply is not None
@@ -273,8 +342,8 @@ def kept_tokens(driver: Driver, session_id: str) -> list[int]:
 
 def heard_count(driver: Driver, truncated: TurnTruncated) -> int:
     conversation = driver.engine.conversations[truncated.session_id]
-    [reply] = [r for r in conversation._replies if r.turn_id == truncated.turn_id]
-    return conversation._heard_tokens(reply)
+    [reply] = [r for r in conversation.replies if r.turn_id == truncated.turn_id]
+    return reply.num_heard_tokens(conversation.rate)
 
 
 def chat_with_history(omni, said: Said, reply_tokens: list[int]) -> Chat:  # type: ignore[no-untyped-def]
