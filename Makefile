@@ -14,7 +14,7 @@ SERVE_OPTIONS ?=
 # Random weights would talk until the limit.
 TALK_OPTIONS ?= $(if $(findstring build/,$(MODEL)),--max-text-tokens 40 --max-codes 200)
 
-.PHONY: help install format lint types test test-gpu check serve talk bench clean
+.PHONY: help install format lint types test test-gpu check serve demo screenshots talk bench clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -46,6 +46,12 @@ check: lint types test  ## what a change must pass
 
 serve: install $(if $(filter $(TINY),$(SERVED)),$(TINY)/model.safetensors)  ## talk in the browser: make serve [MODEL=folder-or-hub-name] [PORT=8000] [SERVE_OPTIONS=--tls-self-signed]
 	$(BIN)/parley serve --model $(SERVED) --port $(PORT) $(SERVE_OPTIONS)
+
+demo: install  ## the page against a scripted peer: no model, needs nothing but a browser
+	$(BIN)/python -m tests.demo.peer
+
+screenshots: install  ## take the pictures of the page in docs/images (needs Chromium)
+	$(BIN)/python -m tests.demo.screenshots
 
 $(TINY)/model.safetensors: $(wildcard model/tiny/*.safetensors) recipes/tiny/assemble.py recipes/tiny/tree.py | $(VENV)/.weights
 	$(BIN)/python -m recipes.tiny.assemble $(TINY)

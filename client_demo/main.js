@@ -198,6 +198,8 @@ function ready() {
   move("ready");
   view.alert(null);
   view.spoken(Boolean(call?.player));
+  waterline.ripple();
+  measureTrip();
   camera.restartClips();
   const text = waiting;
   waiting = null;

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 
@@ -91,7 +92,7 @@ def create_app(gateway: Gateway, demo: Path | None = None) -> SocketsFirst:
     folder = demo or DEMO
     if gateway.config.demo and folder.is_dir():
         mimetypes.add_type("text/javascript", ".js")  # a module of another type is refused
-        app.mount("/", DemoPage(directory=folder, html=True))
+        app.mount("/", GZipMiddleware(DemoPage(directory=folder, html=True)))
     return SocketsFirst(app, Door(gateway))
 
 
