@@ -24,7 +24,9 @@ install: $(VENV)/.installed  ## create the environment and install everything, p
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-	  --constraint constraints.txt --editable '.[dev]'
+	  --constraint constraints.txt --editable '.[dev]' || { echo \
+	  "The packages of constraints.txt could not be installed; pip says above which one. They come from the package index.";\
+	  echo "Without network: put their wheels into a folder, then  PIP_FIND_LINKS=folder PIP_NO_INDEX=1 make $(MAKECMDGOALS)"; exit 1; }
 	@touch $@
 
 format: install  ## format the code
