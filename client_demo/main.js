@@ -19,6 +19,7 @@ const PREROLL_FRAMES = 5;
 const TAIL_MS = 80; // people let go of the button with the last syllable
 const SHORTEST_HOLD_MS = 250;
 const LOUD_IS_RECENT_MS = 5000;
+const STANDSTILL_MS = 400;
 const GREETING = "Greet the user in one short, friendly sentence and ask what they would like to talk about.";
 const HARMLESS = [
   "response_cancel_not_active",
@@ -166,6 +167,25 @@ function newCall() {
   });
   // Without a secure address there are no worklets: then answers are read, not heard.
   return { context, mic, player: context.audioWorklet ? player : null };
+}
+
+/** A phone can come back with a context that says it runs while its clock stands still; then sound starts anew. */
+async function revive() {
+  const old = call;
+  if (!old || document.hidden) return;
+  old.context.resume().catch(() => {});
+  const before = old.context.currentTime;
+  await new Promise((resolve) => setTimeout(resolve, STANDSTILL_MS));
+  if (call !== old || !isLive(state) || old.context.currentTime > before) return;
+  const hadMic = old.mic.isOpen;
+  turns.drop(old.player?.unfinished() ?? []);
+  old.mic.close();
+  old.context.close();
+  const fresh = (call = newCall());
+  move("rest");
+  fresh.mic.mute(old.mic.muted);
+  await fresh.player?.start().catch(() => {});
+  if (hadMic) await changeMic();
 }
 
 function end() {
@@ -496,7 +516,7 @@ setInterval(() => {
 setInterval(measureTrip, 5000);
 navigator.mediaDevices?.addEventListener("devicechange", listDevices);
 document.addEventListener("visibilitychange", () => {
-  call?.context.resume();
+  revive();
   keepAwake();
 });
 const debug = {

@@ -290,6 +290,26 @@ def test_cancelling_while_the_browser_asks(visit: Callable[..., Visitor], peer: 
     assert not peer.connections
 
 
+def test_a_context_that_stands_still_is_replaced(visit: Callable[..., Visitor], peer: Peer) -> None:
+    visitor = visit()
+    visitor.start()
+    visitor.page.evaluate(
+        """() => {
+             const old = lab.contexts.at(-1);
+             Object.defineProperty(old, "currentTime", { get: () => 1 });
+             document.dispatchEvent(new Event("visibilitychange"));
+           }"""
+    )
+    visitor.until(
+        lambda: visitor.page.evaluate("lab.tracks.map((t) => t.readyState).join()") == "ended,live"
+    )
+    visitor.until(lambda: visitor.at("mute").is_enabled())
+    visitor.speak("Are you there?")
+    visitor.wait("hearing")
+    visitor.wait("speaking")
+    assert len(peer.connections) == 1
+
+
 def test_a_page_that_interrupts_itself_gets_advice(
     visit: Callable[..., Visitor], peer: Peer
 ) -> None:
