@@ -89,8 +89,8 @@ def serve_command(
     flags["worker_args"] = tuple(context.args) or None
     try:
         resolved = load_config(flags, config)
-        with json_logs(resolved.log_level):
-            status = serve(resolved, _show_line)
+        with json_logs(resolved.log_level) as logs:
+            status = serve(resolved, _show_line, lambda: logs.num_dropped)
     except ParleyError as error:
         _show_line(f"error: {error}")
         raise typer.Exit(2) from None

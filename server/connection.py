@@ -222,7 +222,8 @@ class Connection:
                 raise _Ended
             if self._session.close is not None:
                 continue  # all has been said but the goodbye
-            content: str | bytes = message.get("text") or message.get("bytes") or ""
+            text = message.get("text")
+            content: str | bytes = text if text is not None else message["bytes"]
             num_bytes = len(content)
             metrics.received_events.inc()
             metrics.received_bytes.inc(num_bytes)

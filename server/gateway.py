@@ -21,6 +21,7 @@ from server.limits import Limits
 from server.logs import say
 from server.media.pool import running_pool
 from server.metrics import Metrics
+from server.settings import Voices
 from server.supervisor import Supervisor, WorkerWillNotStart
 from server.worker_client import WorkerClient
 from streaming.errors import LinkError, ParleyError
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SWEEP_EVERY_S = 1.0
+NO_VOICE = "Chelsie"
 KEYS_EVERY_SWEEPS = 15
 LAG_PROBE_S = 0.02
 GOODBYE_WAVE_S = 5.0
@@ -93,6 +95,13 @@ class Gateway:
     def shown_model(self, asked: str | None) -> str:
         """A session shows the name that was asked for: any is answered by the loaded model."""
         return asked[:128] if asked else self.model
+
+    @property
+    def voices(self) -> Voices:
+        """Of the loaded model; a name to show while none is, or if it does not speak."""
+        worker = self.least_busy()
+        names = worker.capacity.voices if worker is not None and worker.capacity else ()
+        return Voices(names or (NO_VOICE,))
 
     @property
     def services(self) -> Services:
@@ -179,6 +188,8 @@ class Gateway:
     async def drain(self, window_s: float) -> None:
         """Let nobody in any more, finish what is being said, for at most `window_s`, and close every socket."""
         self.admission.is_draining = True
+        for supervisor in self.supervisors:
+            supervisor.is_last = True
         say(log, "draining", count=len(self.connections))
         begun_s = time.monotonic()
         wave_s = min(GOODBYE_WAVE_S, window_s / 4) if len(self.connections) > 1 else 0.0

@@ -122,6 +122,10 @@ class InputBuffer:
         """Return the samples at 16 kHz that became final with what the client sent."""
         return self._reader.push(received)
 
+    def finish_reading(self) -> None:
+        """Take the samples for which the reader waits for what follows."""
+        self.append(self._reader.flush())
+
     def append(self, pcm: bytes) -> None:
         """Take samples at 16 kHz."""
         if not pcm:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from server.context import Passage
 from server.events import ItemAdded, ItemDeleted, ItemDone, ItemRetrieved
-from server.items import ItemReference, snapshot
+from server.items import InputAudio, ItemReference, UserMessage, snapshot
 from server.journal import Record
 from streaming.errors import ClientError
 
@@ -55,7 +55,12 @@ class ItemEvents:
 
     def retrieve(self, event: ItemRetrieve, settings: Settings) -> None:
         record = self._require(event.item_id, "item_retrieve_invalid_item_id")
-        self._outbox.put(ItemRetrieved(snapshot(record.item), settings.input_format))
+        item = snapshot(record.item)
+        if isinstance(item, UserMessage):
+            for part in item.content:
+                if isinstance(part, InputAudio):
+                    part.pcm = record.sound
+        self._outbox.put(ItemRetrieved(item, settings.input_format))
 
     def delete(self, event: ItemDelete) -> None:
         self._require(event.item_id, "item_delete_invalid_item_id")

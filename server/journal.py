@@ -77,6 +77,13 @@ class Record:
     def key(self) -> Key:
         return ("item", self.serial, self.revision)
 
+    @property
+    def sound(self) -> bytes | None:
+        """What the user said, if it is one clip and still kept."""
+        if sum(1 for piece in self.pieces if isinstance(piece, ClipStart)) != 1:
+            return None
+        return b"".join(piece.pcm for piece in self.pieces if isinstance(piece, MediaChunk))
+
     def said(self) -> list[Piece]:
         """Return what the model is to know."""
         match self.item:
@@ -172,9 +179,10 @@ class Journal:
 
     def passages(self, session_id: str | None) -> list[Passage]:
         """Return what a worker session is to know; `session_id` may have said some of it itself."""
-        shown = [r for r in self._in_context() if r.serial not in self._old_pictures()]
+        old_pictures = self._old_pictures()
+        shown = [r for r in self._in_context() if r.serial not in old_pictures]
         passages = []
-        for origin, run in groupby(shown, lambda r: _OriginId(r, session_id).key):
+        for origin, run in groupby(shown, lambda r: _said_key(r, session_id)):
             records = list(run)
             if origin is not None and len(records) == _num_items(records[0]):
                 passages.append(Passage(origin, ()))
@@ -223,15 +231,12 @@ class Journal:
             _forget_media(record)
 
 
-class _OriginId:
-    """The reply a record can stand for in a worker session, if it is whole and was said there."""
-
-    def __init__(self, record: Record, session_id: str | None) -> None:
-        origin = record.origin
-        is_known = origin is not None and origin.is_whole and origin.session_id == session_id
-        self.key: Key | None = (
-            reply_key(origin.session_id, origin.turn_id) if origin and is_known else None
-        )
+def _said_key(record: Record, session_id: str | None) -> Key | None:
+    """The key of the reply that a record stands for in a worker session, if it is whole and was said there."""
+    origin = record.origin
+    if origin is None or not origin.is_whole or origin.session_id != session_id:
+        return None
+    return reply_key(origin.session_id, origin.turn_id)
 
 
 def assistant_text(item: AssistantMessage) -> str:

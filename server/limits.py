@@ -34,5 +34,7 @@ class Limits:
     """How long a response waits for a worker."""
     retry_ms: int = 250
     """When a worker that was full is asked again; doubled each time."""
+    transcribe_delay_ms: int = 200
+    """How long a committed turn waits for its response to be asked for, before it is transcribed."""
     finish_ms: int = 10_000
     """How long the client may take to close after `session.finished`."""

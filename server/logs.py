@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import queue
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO, TypedDict
 
@@ -32,6 +33,7 @@ class Fields(TypedDict, total=False):
     turn: int
     worker: int
     address: str
+    origin: str
     principal: str
     dialect: str
     code: str | int
@@ -123,6 +125,8 @@ class QueuedLines(logging.Handler):
 @contextmanager
 def json_logs(level: str, stream: TextIO | None = None) -> Iterator[QueuedLines]:
     """Send all logging to `stream` (standard output) as JSON lines, until left."""
+    if sys.stdout is None:  # started with it closed: take its descriptor, or a socket gets it
+        sys.stdout = open(os.devnull, "w")  # for as long as the process lives
     handler = QueuedLines(sys.stdout if stream is None else stream)
     handler.setFormatter(JsonLines())
     root = logging.getLogger()
@@ -139,3 +143,14 @@ def json_logs(level: str, stream: TextIO | None = None) -> Iterator[QueuedLines]
         handler.stop()
         root.handlers[:] = handlers_before
         root.setLevel(level_before)
+        if stream is None:
+            _give_up_broken_output()
+
+
+def _give_up_broken_output() -> None:
+    """The interpreter flushes standard output at its end; failing there would become our exit status."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Pacing: a reply is paused while its client does not take what is made of it."""
+"""Pacing: replies are paused while their client does not take what is made of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from streaming.packets import HoldTurn
 
 if TYPE_CHECKING:
-    from server.context import Context
     from server.responses import Wiring
 
 
@@ -16,21 +15,25 @@ class Pacing:
 
     def __init__(self, wiring: Wiring) -> None:
         self._wiring = wiring
-        self._held: tuple[str, int] | None = None
+        self._held: set[tuple[str, int]] = set()
 
-    def update(self, context: Context) -> None:
-        """Hold the running reply of a worker session, or let it go on."""
+    def update(self, running: set[tuple[str, int]]) -> None:
+        """Hold the running replies, given by worker session and turn, or let them go on."""
+        if not self._held and not running:
+            return
         unsent, limit = self._wiring.outbox.unsent_bytes, self._wiring.limits.hold_bytes
-        running = context.running
-        if self._held is not None and self._held != running:
-            self._held = None  # that one is over
-        if self._held is None and running is not None and unsent > limit:
-            self._held = running
-            self._wiring.send(HoldTurn(*running, True))
-        elif self._held is not None and unsent < limit // 2:
-            self._wiring.send(HoldTurn(*self._held, False))
-            self._held = None
+        self._held &= running  # the others are over
+        if unsent > limit:
+            self._say(running - self._held, is_held=True)
+            self._held |= running
+        elif unsent < limit // 2:
+            self._say(self._held, is_held=False)
+            self._held.clear()
 
     def forget(self) -> None:
         """The worker is gone."""
-        self._held = None
+        self._held.clear()
+
+    def _say(self, turns: set[tuple[str, int]], *, is_held: bool) -> None:
+        for session_id, turn_id in sorted(turns):
+            self._wiring.send(HoldTurn(session_id, turn_id, is_held))

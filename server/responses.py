@@ -118,6 +118,11 @@ class Responses:
         """A stopped response waits for what the worker says it cost."""
         return self._main is not None and self._main.reply.state is ReplyState.CLOSING
 
+    def running(self) -> set[tuple[str, int]]:
+        """Return worker session and turn of every reply that is being made."""
+        contexts = [self.context, *(asked.context for asked in self._asked())]
+        return {context.running for context in contexts if context.running is not None}
+
     @property
     def is_audible(self) -> bool:
         """Whoever waits for the conversation's reply has something of it already."""
@@ -368,6 +373,8 @@ class Responses:
         if not context.tell(prompt, write):
             return
         assert self.capacity is not None
+        if reply.place is not None:  # it answers everything that was told
+            reply.place = Place(self._wiring.journal, self._wiring.journal.tail_id)
         turn_id = context.commit(reply_options(settings, has_speech=bool(self.capacity.voices)))
         assert context.session_id is not None
         reply.begin(context.session_id, turn_id)

@@ -48,17 +48,21 @@ class Listener(uvicorn.Server):
         yield
 
 
-def serve(config: ServerConfig, show: Callable[[str], None]) -> int:
+def serve(
+    config: ServerConfig, show: Callable[[str], None], num_lines_dropped: Callable[[], int]
+) -> int:
     """Serve until told to stop; return the exit status.
 
     Args:
         show: for the person who started us: where to go, and what is being waited for.
+        num_lines_dropped: of the log, for the metrics.
 
     Raises:
         ConfigFault: a setting, or the address, cannot be used.
         SpeechModelError: the speech model is not installed.
     """
     gateway = Gateway(config, SpeechModel(model_path()))
+    gateway.metrics.log_drops.set_function(num_lines_dropped)
     listener = bind(config.host, config.port, config.backlog)
     with listener, asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_serve(gateway, listener, show))

@@ -229,7 +229,7 @@ class Session:
     def take_event(self) -> ServerEvent | None:
         """Return the next event for the client, for it to be sent at once."""
         event = self._outbox.take()
-        self._pacing.update(self._responses.context)
+        self._pacing.update(self._responses.running())
         return event
 
     @property
@@ -377,6 +377,7 @@ class Session:
 
     def _apply(self, settings: Settings) -> None:
         self.settings = settings
+        self._prompt = write_prompt(settings.instructions, settings.tools, settings.tool_choice)
         self._turns.apply(settings)
         self._journal.max_pictures = settings.frames.max_frames
 
@@ -420,7 +421,7 @@ class Session:
             self._responses.create(self.settings, now_ms, is_automatic=True)
         self._pump(now_ms)
         self._video.report(now_ms)
-        self._pacing.update(self._responses.context)
+        self._pacing.update(self._responses.running())
         if self._lifetime.is_finishing and self._is_all_said:
             self._lifetime.finish(now_ms)
 
@@ -428,9 +429,7 @@ class Session:
         """Tell the worker what it can be told."""
         if self._responses.capacity is None:
             return
-        settings = self.settings
-        prompt = write_prompt(settings.instructions, settings.tools, settings.tool_choice)
-        self._responses.pump(prompt, self._turns.write_live(), now_ms)
+        self._responses.pump(self._prompt, self._turns.write_live(), now_ms)
         if not self._responses.is_busy or self._responses.is_audible:
             self._transcriber.pump(now_ms)
 

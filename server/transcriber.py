@@ -35,6 +35,7 @@ class _Job:
     item_id: str
     sound: list[Piece]
     seconds: float
+    begin_ms: int
     give_up_ms: int
     text: str = ""
     num_retries: int = 0
@@ -49,7 +50,6 @@ class Transcriber:
         self._jobs: deque[_Job] = deque()
         """The first is the one that runs, if one does."""
         self._turn_id: int | None = None
-        self._retry_ms = 0
 
     @property
     def is_idle(self) -> bool:
@@ -61,8 +61,11 @@ class Transcriber:
         num_samples = sum(p.num_samples for p in sound if isinstance(p, MediaChunk))
         if not num_samples:
             return
-        give_up_ms = now_ms + self._wiring.limits.queue_ms
-        self._jobs.append(_Job(record.item.id, sound, num_samples / INPUT_SAMPLE_RATE, give_up_ms))
+        limits = self._wiring.limits
+        # Who commits a turn asks for a response a moment later; that one comes first.
+        begin_ms, give_up_ms = now_ms + limits.transcribe_delay_ms, now_ms + limits.queue_ms
+        seconds = num_samples / INPUT_SAMPLE_RATE
+        self._jobs.append(_Job(record.item.id, sound, seconds, begin_ms, give_up_ms))
         if len(self._jobs) > MAX_WAITING:
             job = self._jobs[1]
             del self._jobs[1]
@@ -70,7 +73,7 @@ class Transcriber:
 
     def pump(self, now_ms: int) -> None:
         """Begin the next one; call it when there is a worker and no reply that should come first."""
-        if not self._jobs or self._turn_id is not None or now_ms < self._retry_ms:
+        if not self._jobs or self._turn_id is not None or now_ms < self._jobs[0].begin_ms:
             return
         request = Words("user", REQUEST)
         passage = Passage(("sound", self._jobs[0].item_id), [*self._jobs[0].sound, request])
@@ -80,15 +83,16 @@ class Transcriber:
 
     def tick(self, now_ms: int) -> None:
         """Give up what is overdue."""
-        if now_ms >= self._retry_ms:
-            self._retry_ms = 0
         while self._jobs and self._turn_id is None and now_ms >= self._jobs[0].give_up_ms:
             self._end("server_error", "No worker had a place for this transcription.")
+        if self._jobs and now_ms >= self._jobs[0].begin_ms:
+            # From now on it waits for others, who do not come with time.
+            self._jobs[0].begin_ms = 0
 
     def wake_ms(self) -> int | None:
         if not self._jobs or self._turn_id is not None:
             return None
-        return min(t for t in (self._jobs[0].give_up_ms, self._retry_ms) if t)
+        return self._jobs[0].begin_ms or self._jobs[0].give_up_ms
 
     def receive_text(self, packet: TextDelta) -> None:
         if not self._is_ours(packet.session_id, packet.turn_id):
@@ -115,7 +119,7 @@ class Transcriber:
             self._turn_id = None
             job = self._jobs[0]
             job.num_retries += 1
-            self._retry_ms = now_ms + self._wiring.limits.retry_ms * 2**job.num_retries
+            job.begin_ms = now_ms + self._wiring.limits.retry_ms * 2**job.num_retries
         else:
             self._end("server_error", "The transcription could not be made.")
 

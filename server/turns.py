@@ -106,6 +106,7 @@ class Turns:
         Raises:
             ClientError: there is neither enough sound nor a frame.
         """
+        self.input.finish_reading()
         least_ms = self._wiring.limits.min_commit_ms
         if self.input.pending_ms >= least_ms:
             self._begin_manual()

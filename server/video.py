@@ -123,12 +123,6 @@ class Video:
         if event.format == JPEG_TYPE:
             self._add_sequence(event, now_ms)
             return
-        if event.format not in set(MediaType):
-            raise ClientError(
-                "unsupported_media_type",
-                f"'{event.format}' is not supported; send video/webm, video/mp4 or image/jpeg.",
-                param="format",
-            )
         stream, is_new = self._stream_of(event, MediaType(event.format))
         if stream.is_dead:
             return
@@ -278,27 +272,28 @@ class Video:
             self._add_job(CloseStream(stream.key))
 
     def _take_media(self, stream: _Stream, decoded: Decoded, now_ms: int) -> None:
-        if decoded.pcm:
-            self._take_sound(stream, decoded, now_ms)
-        if stream.base_sample is None and decoded.frames:
+        takes_sound = bool(decoded.pcm) and self._takes_sound(stream, now_ms)
+        if takes_sound:
+            clock = self._turns.input.clock_sample
+            stream.base_sample = clock - input_samples(decoded.pcm_offset_ms)
+        elif stream.base_sample is None and decoded.frames:
             last_ms = decoded.frames[-1].offset_ms
             stream.base_sample = self._clock_sample(now_ms) - input_samples(last_ms)
-        for frame in decoded.frames:
+        for frame in decoded.frames:  # first, as sound that has left takes no frames any more
             capture = (stream.base_sample or 0) + input_samples(frame.offset_ms)
             self._show(VideoFrame(capture, frame.jpeg), True)
+        if takes_sound:
+            self._turns.append_pcm(decoded.pcm, now_ms)
 
-    def _take_sound(self, stream: _Stream, decoded: Decoded, now_ms: int) -> None:
-        if self._source == "append":
-            if not stream.is_refused:
-                stream.is_refused = True
-                self._fault("audio_source_conflict", "The session's sound is appended separately.")
-            return
+    def _takes_sound(self, stream: _Stream, now_ms: int) -> bool:
+        """The session's sound comes from streams; if it does not, the client is told once."""
+        if self._source == "append" and not stream.is_refused:
+            stream.is_refused = True
+            self._fault("audio_source_conflict", "The session's sound is appended separately.")
         if self._source is None:
             self._start_clock(now_ms)
             self._source = "stream"
-        clock = self._turns.input.clock_sample
-        stream.base_sample = clock - input_samples(decoded.pcm_offset_ms)
-        self._turns.append_pcm(decoded.pcm, now_ms)
+        return self._source == "stream"
 
     def _take_fault(self, decoded: Decoded, stream: _Stream | None) -> None:
         fault = decoded.fault

@@ -203,7 +203,9 @@ class SpeechThread:
             for session_id, listener in busy.items():
                 until, events = listener.until_sample, tuple(listener.take_events())
                 untold = until - before[session_id]
-                if untold <= 0 or (session_id in behind and not events and untold < MAX_UNTOLD_SAMPLES):
+                if untold <= 0 or (
+                    session_id in behind and not events and untold < MAX_UNTOLD_SAMPLES
+                ):
                     continue
                 self._deliver(session_id, SpeechProgress(until, events))
                 if session_id in behind:

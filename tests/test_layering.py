@@ -32,7 +32,7 @@ class Rule:
 
 
 # Benchmarks are clients of the public protocol, but for these, which time the model and the engine from inside.
-INSIDE = ("steps", "parts", "shapes", "codec_distance", "latency", "engine_steps")
+INSIDE = ("steps", "parts", "shapes", "codec_distance", "latency", "engine_steps", "heard")
 FROM_INSIDE = Rule(
     frozenset({"model", "streaming", "streaming.engine", "recipes", "benchmarks"}), torch=True
 )

@@ -9,6 +9,7 @@ import os
 import queue
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -39,13 +40,23 @@ class House:
     Args:
         settings: as PARLEY_* environment variables.
         arguments: of `parley serve`; unknown ones go to the worker.
+        wrapper: a command that becomes it.
     """
 
-    def __init__(self, arguments: Sequence[str] = (), **settings: object) -> None:
+    def __init__(
+        self, arguments: Sequence[str] = (), wrapper: Sequence[str] = (), **settings: object
+    ) -> None:
         settings = {"port": 0, "demo": False, **settings}
         environment = {f"PARLEY_{name.upper()}": str(value) for name, value in settings.items()}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "from server.cli import app; app()", "serve", *arguments],
+            [
+                *wrapper,
+                sys.executable,
+                "-c",
+                "from server.cli import app; app()",
+                "serve",
+                *arguments,
+            ],
             cwd=ROOT,
             env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
             stdout=subprocess.PIPE,
@@ -145,10 +156,14 @@ class House:
 
     @property
     def url(self) -> str:
-        return f"ws://127.0.0.1:{self.port}/v1/realtime"
+        return f"{self.scheme.replace('http', 'ws')}://127.0.0.1:{self.port}/v1/realtime"
 
     @asynccontextmanager
     async def call(self, query: str = "", **options: Any) -> AsyncIterator[Caller]:
+        if self.scheme == "https":
+            options["ssl"] = ssl.create_default_context()
+            options["ssl"].check_hostname = False
+            options["ssl"].verify_mode = ssl.CERT_NONE
         options = {"compression": None, "max_size": 2**24, "close_timeout": 1, **options}
         async with connect(self.url + query, **options) as socket:
             yield Caller(socket)

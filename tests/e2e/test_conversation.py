@@ -114,6 +114,29 @@ def test_f1_a_killed_worker_costs_one_reply_and_nothing_else(real_house: House) 
     asyncio.run(scene())
 
 
+def test_f33_a_storm_of_interruptions_leaves_nothing(real_house: House) -> None:
+    async def scene() -> None:
+        async with real_house.call() as caller:
+            await caller.configure(instructions="Hello", max_output_tokens=200)
+            ended: set[str] = set()
+            for _ in range(25):
+                await caller.type("Go on.")
+                await caller.send("response.create")
+                await caller.until("response.output_audio_transcript.delta")
+                await caller.send("response.cancel")
+                done = (await caller.until("response.done"))["response"]
+                assert done["status"] in ("cancelled", "completed", "incomplete")
+                assert [e for e in caller.heard if e.get("response_id") in ended] == []
+                ended.add(done["id"])
+                caller.heard.clear()
+
+    before = real_house.figure("parley_worker_pages_free")
+    asyncio.run(scene())
+    # The system prompt's pages stay for the next session.
+    real_house.wait_until(lambda: real_house.figure("parley_worker_pages_free") >= before - 16, 5)
+    assert real_house.figure("parley_session_faults_total") == 0
+
+
 @pytest.mark.parametrize("num_sessions", [4])
 def test_sessions_beyond_the_places_are_refused_and_places_come_back(
     real_house: House, num_sessions: int

@@ -17,7 +17,7 @@ from streaming.pcm import read_wav
 from tests.e2e.house import STAND_IN, House, is_alive
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from tests.e2e.house import Caller
 
@@ -25,8 +25,8 @@ VOICE = Path(__file__).parents[1] / "streaming" / "one_two_three.wav"
 
 
 @contextmanager
-def starting(*arguments: str, **settings: Any) -> Iterator[House]:
-    made = House(arguments, worker_command=STAND_IN, model="stand-in", **settings)
+def starting(*arguments: str, wrapper: Sequence[str] = (), **settings: Any) -> Iterator[House]:
+    made = House(arguments, wrapper, worker_command=STAND_IN, model="stand-in", **settings)
     try:
         yield made
     finally:
@@ -180,3 +180,61 @@ def test_a_taken_port_is_told_before_anything_is_loaded() -> None:
             assert second.process.wait(15) == 2
         assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in second.text
         assert '"worker started"' not in second.text
+
+
+@pytest.mark.parametrize("output", [">/dev/full", ">&-"])
+def test_f18_a_log_that_cannot_be_written_stops_nobody(output: str) -> None:
+    wrapper = ["sh", "-c", f'exec "$@" {output}', "sh"]
+    with starting(wrapper=wrapper) as house:
+        house.wait_ready()
+
+        async def scene() -> str:
+            async with house.call() as caller:
+                return str((await caller.ask("Hello"))["status"])
+
+        assert asyncio.run(scene()) == "completed"
+        assert (house.figure("parley_log_lines_dropped") > 0) == ("full" in output)
+        assert house.stop() == 0
+
+
+def test_f19_without_descriptors_it_refuses_and_recovers() -> None:
+    with starting(wrapper=["prlimit", "--nofile=80"]) as house:
+        house.wait_ready()
+        house.wait_until(lambda: house.figure("parley_decoders_idle") == 2)
+
+        async def scene() -> None:
+            async with house.call() as talker:
+                await talker.until("session.created")
+                crowd = []
+                for _ in range(80):
+                    try:
+                        crowd.append(await asyncio.open_connection("127.0.0.1", house.port))
+                    except OSError:
+                        break
+                used = house.cpu_s()
+                await asyncio.sleep(1)
+                assert house.cpu_s() - used < 0.5  # the accept loop does not spin
+                assert (await talker.ask("Still there?"))["status"] == "completed"
+                for _, writer in crowd:
+                    writer.close()
+            async with asyncio.timeout(10):
+                async with house.call() as late:
+                    assert (await late.ask("And now?"))["status"] == "completed"
+
+        asyncio.run(scene())
+
+
+def test_a_certificate_of_our_own_serves_wss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with starting("--tls-self-signed") as house:
+        house.wait_ready()
+        assert house.url.startswith("wss://")
+
+        async def scene() -> str:
+            async with house.call() as caller:
+                return str((await caller.ask("Hello"))["status"])
+
+        assert asyncio.run(scene()) == "completed"
+    assert (tmp_path / "parley" / "tls" / "certificate.pem").is_file()

@@ -3,8 +3,8 @@
     python -m tests.server.fuzz --sequences 100000        # prints the seed of the first that breaks a law
     python -m tests.server.fuzz --seed 4711 --show        # that one again, step by step
 
-`Play` holds one conversation; every choice comes from a `random.Random`, so a seed is a conversation, and hypothesis can
-shrink one (`test_session_fuzz.py`). `Laws` watches what the client is sent.
+`Play` holds one conversation; every choice comes from a `random.Random`, so a seed is a conversation, and hypothesis
+can shrink one (`test_session_fuzz.py`). `Laws` watches what the client is sent.
 """
 
 from __future__ import annotations
@@ -567,6 +567,11 @@ def _update(play: Play) -> None:
     play.send(SessionUpdate(event_id=play.new_id("e"), session=play.choice.choice(UPDATES)))
 
 
+def _update_transcription(play: Play) -> None:
+    session: dict[str, object] = {"input_audio_transcription": {}}
+    play.send(TranscriptionSessionUpdate(event_id=play.new_id("e"), session=session))
+
+
 ACTIONS: tuple[tuple[str, Callable[[Play], None], float], ...] = (
     ("append", Play.append, 6),
     ("talk", Play.talk, 5),
@@ -578,7 +583,7 @@ ACTIONS: tuple[tuple[str, Callable[[Play], None], float], ...] = (
     ("chunk", Play.send_chunk, 2),
     ("video clear", lambda p: p.send(InputVideoClear(event_id=p.new_id("e"))), 0.5),
     ("update", _update, 5),
-    ("transcription", lambda p: p.send(TranscriptionSessionUpdate(event_id=p.new_id("e"), session={"input_audio_transcription": {}})), 0.5),
+    ("transcription", _update_transcription, 0.5),
     ("create", Play.create_item, 6),
     ("retrieve", lambda p: p.send(ItemRetrieve(event_id=p.new_id("e"), item_id=p.item_id())), 1),
     ("delete", lambda p: p.send(ItemDelete(event_id=p.new_id("e"), item_id=p.item_id())), 2),
