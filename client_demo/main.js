@@ -98,7 +98,10 @@ const on = {
   ...turns.on,
   "session.updated": ({ session }) => listVoices(session.audio?.output?.voice),
   "input_audio_buffer.speech_stopped": () => turns.asked(fellSilentAt()),
-  error: ({ error }) => HARMLESS.includes(error.code) || notice(error.message),
+  error: ({ error }) => {
+    if (error.code === "conversation_already_has_active_response") turns.askAgain = true;
+    else if (!HARMLESS.includes(error.code)) notice(error.message);
+  },
 };
 
 /* ---------- The state word ---------- */
@@ -196,6 +199,7 @@ function end() {
 
 /** @param {string} sentence @param {{retry?: boolean, typing?: boolean}} offers */
 function fail(sentence, offers) {
+  if (waiting) view.retype(waiting);
   hangUp();
   move("fail");
   view.alert(sentence, offers);
@@ -235,7 +239,6 @@ async function lost({ sentence }, waitMs) {
     figures.reconnects++;
     heldSince = 0;
     move("lost");
-    turns.drop([]);
     turns.drop((await call?.player?.flush()) ?? []);
   } else {
     view.alert(sentence.replace("in a moment", `in ${Math.max(1, Math.round(waitMs / 1000))} s`));

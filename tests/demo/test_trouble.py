@@ -238,9 +238,10 @@ def test_no_server_at_all_ends_in_an_error(visit: Callable[..., Visitor], peer: 
         visitor.wait("error", 15)
         assert visitor.at("error").text_content() == "The server is not answering."
         assert set(visitor.page.evaluate("lab.tracks.map((t) => t.readyState)")) == {"ended"}
-        visitor.at("retry").click()
+        visitor.type("Are you there?")
         visitor.wait("error", 15)
         assert visitor.at("error").text_content() == "The server is not answering."
+        assert visitor.at("text-input").input_value() == "Are you there?"  # nothing typed is lost
     finally:
         peer.start()
 
