@@ -43,7 +43,10 @@ INSIDE = (
     "models",
 )
 FROM_INSIDE = Rule(
-    frozenset({"model", "streaming", "streaming.engine", "recipes", "benchmarks"}), torch=True
+    frozenset(
+        {"model", "streaming", "streaming.engine", "recipes", "benchmarks", "benchmarks.models"}
+    ),
+    torch=True,
 )
 RULES = {
     "model": Rule(torch=True),
