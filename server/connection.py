@@ -187,10 +187,16 @@ class Connection:
     def receive_reply(self, reply: Reply) -> None:
         if isinstance(reply, AudioDelta):
             self._count_sound(reply)
-        elif isinstance(reply, TurnDone | SessionFailed):
+        elif isinstance(reply, TurnDone):
             self._work.done(reply)
-            if isinstance(reply, TurnDone):
-                self._services.metrics.replies.labels(reply.reason).inc()
+            self._services.metrics.replies.labels(reply.reason).inc()
+            say(
+                log, "reply ended", session=reply.session_id, turn=reply.turn_id,
+                reason=reply.reason, code=reply.code,
+            )  # fmt: skip
+        elif isinstance(reply, SessionFailed):
+            self._work.done(reply)
+            say(log, "worker session failed", session=reply.session_id, code=reply.code)
         self._apply(self._session.receive_reply, reply)
 
     def receive_speech(self, progress: SpeechProgress) -> None:
