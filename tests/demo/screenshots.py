@@ -91,7 +91,7 @@ def conversation(browser: Browser, peer: Peer, folder: Path, look: str, **option
     peer.reset()
     peer.script.answers = [ANSWER, ANSWER]
     peer.script.question = QUESTION
-    peer.script.thinking_ms = 250
+    peer.script.thinking_ms = 120
     context = browser.new_context(**options)
     visitor = Visitor(context, peer.url)
     visitor.page.wait_for_timeout(300)

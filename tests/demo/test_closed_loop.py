@@ -40,6 +40,7 @@ MODULES = (
     "module-remap-source master=mouth.monitor source_name=microphone",
     "module-loopback source=speaker.monitor sink=mouth latency_msec=40",
 )
+ENOUGH = 2  # interruptions of itself: no need to listen on
 ANSWER = "The tide is coming in, slowly at first and then faster, until the boats begin to lift from the sand."
 
 
@@ -99,9 +100,15 @@ def converse(
         subprocess.run(["paplay", "--device=mouth", str(wav)], env=room, check=True)
         visitor.wait("speaking", 15)
         limit = time.monotonic() + 12
-        while visitor.state != "listening" and time.monotonic() < limit:
+        while (
+            visitor.state != "listening"
+            and time.monotonic() < limit
+            and visitor.figure("flushes") < ENOUGH
+        ):
             visitor.page.wait_for_timeout(50)
         flushes.append(visitor.figure("flushes") - num_before)
+        if sum(flushes) >= ENOUGH:
+            break
     browser.close()
     return flushes
 
@@ -124,4 +131,4 @@ def test_the_page_does_not_interrupt_itself(
 def test_without_echo_cancellation_it_would(
     driver: Playwright, peer: Peer, room: dict[str, str], wav: Path
 ) -> None:
-    assert sum(converse(driver, peer, room, wav, strip=True)) >= 2
+    assert sum(converse(driver, peer, room, wav, strip=True)) >= ENOUGH

@@ -196,6 +196,41 @@ def test_interrupting_before_the_answer_begins_stops_it(
     assert visitor.loud_times() == []
 
 
+def test_words_that_nobody_heard_were_not_said(visit: Callable[..., Visitor], peer: Peer) -> None:
+    peer.script.mute_ms = 3000
+    visitor = visit()
+    visitor.start()
+    visitor.type("Hello")
+    visitor.wait("thinking")
+    visitor.page.wait_for_timeout(500)
+    visitor.page.keyboard.press("Escape")
+    visitor.until(lambda: peer.last.of("conversation.item.truncate"))
+    assert peer.last.of("conversation.item.truncate")[0]["audio_end_ms"] == 0
+    peer.lose_connections()
+    visitor.until(lambda: len(peer.connections) == 2)
+    visitor.wait("listening")
+    visitor.until(lambda: peer.last.of("conversation.item.create"))
+    created = peer.last.of("conversation.item.create")
+    assert [event["item"]["role"] for event in created] == ["user"]
+
+
+def test_a_question_asked_too_early_is_asked_again(
+    visit: Callable[..., Visitor], peer: Peer
+) -> None:
+    peer.script.creating_ms = 600  # a page cannot cancel what it has not been told of
+    visitor = visit()
+    visitor.start()
+    visitor.type("One?")
+    visitor.wait("thinking")
+    visitor.type("Two?")
+    visitor.wait("speaking")
+    visitor.wait("listening", 15)
+    visitor.wait("thinking")
+    visitor.wait("speaking")
+    assert len(peer.last.of("response.create")) == 3
+    assert visitor.at("error").text_content() == ""
+
+
 def test_playback_is_acknowledged_each_second_and_at_the_end(
     visit: Callable[..., Visitor], peer: Peer
 ) -> None:
