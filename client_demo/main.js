@@ -19,6 +19,7 @@ const PREROLL_FRAMES = 5;
 const TAIL_MS = 80; // people let go of the button with the last syllable
 const SHORTEST_HOLD_MS = 250;
 const LOUD_IS_RECENT_MS = 5000;
+const STANDSTILL_MS = 400;
 const GREETING = "Greet the user in one short, friendly sentence and ask what they would like to talk about.";
 const HARMLESS = [
   "response_cancel_not_active",
@@ -97,7 +98,10 @@ const on = {
   ...turns.on,
   "session.updated": ({ session }) => listVoices(session.audio?.output?.voice),
   "input_audio_buffer.speech_stopped": () => turns.asked(fellSilentAt()),
-  error: ({ error }) => HARMLESS.includes(error.code) || notice(error.message),
+  error: ({ error }) => {
+    if (error.code === "conversation_already_has_active_response") turns.askAgain = true;
+    else if (!HARMLESS.includes(error.code)) notice(error.message);
+  },
 };
 
 /* ---------- The state word ---------- */
@@ -168,6 +172,25 @@ function newCall() {
   return { context, mic, player: context.audioWorklet ? player : null };
 }
 
+/** A phone can come back with a context that says it runs while its clock stands still; then sound starts anew. */
+async function revive() {
+  const old = call;
+  if (!old || document.hidden) return;
+  old.context.resume().catch(() => {});
+  const before = old.context.currentTime;
+  await new Promise((resolve) => setTimeout(resolve, STANDSTILL_MS));
+  if (call !== old || !isLive(state) || old.context.currentTime > before) return;
+  const hadMic = old.mic.isOpen;
+  turns.drop(old.player?.unfinished() ?? []);
+  old.mic.close();
+  old.context.close();
+  const fresh = (call = newCall());
+  move("rest");
+  fresh.mic.mute(old.mic.muted);
+  await fresh.player?.start().catch(() => {});
+  if (hadMic) await changeMic();
+}
+
 function end() {
   hangUp();
   view.alert(null);
@@ -176,6 +199,7 @@ function end() {
 
 /** @param {string} sentence @param {{retry?: boolean, typing?: boolean}} offers */
 function fail(sentence, offers) {
+  if (waiting) view.retype(waiting);
   hangUp();
   move("fail");
   view.alert(sentence, offers);
@@ -198,6 +222,8 @@ function ready() {
   move("ready");
   view.alert(null);
   view.spoken(Boolean(call?.player));
+  waterline.ripple();
+  measureTrip();
   camera.restartClips();
   const text = waiting;
   waiting = null;
@@ -213,7 +239,6 @@ async function lost({ sentence }, waitMs) {
     figures.reconnects++;
     heldSince = 0;
     move("lost");
-    turns.drop([]);
     turns.drop((await call?.player?.flush()) ?? []);
   } else {
     view.alert(sentence.replace("in a moment", `in ${Math.max(1, Math.round(waitMs / 1000))} s`));
@@ -494,7 +519,7 @@ setInterval(() => {
 setInterval(measureTrip, 5000);
 navigator.mediaDevices?.addEventListener("devicechange", listDevices);
 document.addEventListener("visibilitychange", () => {
-  call?.context.resume();
+  revive();
   keepAwake();
 });
 const debug = {

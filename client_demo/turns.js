@@ -38,6 +38,8 @@ export class Turns {
     this.making = null;
     /** The person interrupted before the response began. */
     this.refuseNext = false;
+    /** The server was still answering when the next answer was asked for. */
+    this.askAgain = false;
     /** The item in the caption. */
     this.shown = "";
     this.numEarlyCuts = 0;
@@ -153,6 +155,8 @@ export class Turns {
   /** @param {{id: string, status: string, status_details?: any, output: {id: string}[]}} response */
   done({ id, status, status_details, output }) {
     if (this.making === id) this.making = null;
+    if (this.askAgain) this.stage.send({ type: "response.create" });
+    this.askAgain = false;
     if (this.wanted !== id) return;
     if (status === "failed") {
       this.stage.notice(`The answer failed: ${status_details?.error?.message ?? "the server does not say why"}`);
@@ -240,37 +244,39 @@ export class Turns {
     this.wanted = null;
     flatten();
     const speaker = player();
-    if (!speaker?.isBusy) return;
-    this.figures.flushes++;
-    const heard = await speaker.flush();
-    for (const { item, ms } of heard) {
+    const isSounding = Boolean(speaker?.isBusy);
+    if (isSounding) this.figures.flushes++;
+    const heard = await speaker?.flush();
+    if (!heard || !this.answers.size) return this.keepHeard([]);
+    for (const item of this.answers.keys()) {
+      const ms = heardOf(item, heard);
       send({ type: "conversation.item.truncate", item_id: item, content_index: 0, audio_end_ms: ms });
     }
-    this.figures.heard = heard[0]?.ms ?? 0;
     this.keepHeard(heard);
+    if (!isSounding) return;
+    this.figures.heard = heard[0]?.ms ?? 0;
     if (by === "voice") this.adviseHeadphones();
   }
 
   /** The connection is gone, and with it every response. @param {import("./player.js").Heard[]} heard */
   drop(heard) {
     this.wanted = this.making = null;
-    this.refuseNext = false;
+    this.refuseNext = this.askAgain = false;
     this.keepHeard(heard);
   }
 
-  /** @private Ends answers where the listener stopped hearing them. @param {import("./player.js").Heard[]} heard */
+  /** @private Ends all answers where the listener stopped hearing them; what nobody heard was not said. @param {import("./player.js").Heard[]} heard */
   keepHeard(heard) {
-    const { journal, view } = this.stage;
-    for (const { item, ms } of heard) {
-      const answer = this.answers.get(item);
-      if (!answer) continue;
-      const { turn, audioMs, isComplete } = answer;
-      journal.cut(turn, turn.text.slice(0, spokenLength(turn.text, ms, audioMs, isComplete)), ms);
-      this.answers.delete(item);
+    const { journal, view, player } = this.stage;
+    for (const [item, { turn, audioMs, isComplete }] of this.answers) {
+      const ms = heardOf(item, heard);
+      const length = player() ? spokenLength(turn.text, ms, audioMs, isComplete) : turn.text.length; // read, not heard
+      journal.cut(turn, turn.text.slice(0, length), ms);
       if (!turn.text) journal.remove(item);
       if (item === this.shown) view.captionAssistant(turn.text, turn.text.length, turn.text && " —");
     }
-    if (heard.length) view.transcript(journal.turns);
+    if (this.answers.size) view.transcript(journal.turns);
+    this.answers.clear();
   }
 
   /** @private @param {{id: string, role?: string, content?: {transcript?: string}[]}} item as the server has it */
@@ -289,4 +295,9 @@ export class Turns {
     if (this.numEarlyCuts !== 2) return;
     this.stage.notice("Is Parley interrupting itself? Headphones help, and so does push-to-talk in Settings.");
   }
+}
+
+/** @param {string} item @param {import("./player.js").Heard[]} heard @returns {number} milliseconds */
+function heardOf(item, heard) {
+  return heard.find((one) => one.item === item)?.ms ?? 0;
 }

@@ -205,6 +205,11 @@ export class View {
     this.root.dataset.captions = size;
   }
 
+  /** Gives back what could not be sent. @param {string} text */
+  retype(text) {
+    this.at["text-input"].value ||= text;
+  }
+
   /** Nothing has been said. */
   forget() {
     this.transcript([]);

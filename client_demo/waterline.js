@@ -53,6 +53,11 @@ export class Waterline {
     this.draw(performance.now());
   }
 
+  /** A drop falls: the conversation has begun. */
+  ripple() {
+    if (!this.calm.matches) this.now.assistant = 0.6;
+  }
+
   /** @private */
   measure() {
     const scale = devicePixelRatio || 1;
@@ -83,7 +88,7 @@ export class Waterline {
   /** @private Whether the next picture differs from this one; a still line costs nothing. */
   isMoving() {
     const isHigh = (/** @type {number} */ height) => height > FLAT;
-    return this.read.state() === "thinking" || this.past.assistant.some(isHigh) || this.past.user.some(isHigh);
+    return this.read.state() === "thinking" || this.now.assistant > FLAT || this.past.assistant.some(isHigh) || this.past.user.some(isHigh);
   }
 
   /** @private */

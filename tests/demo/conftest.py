@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from playwright.sync_api import sync_playwright
 
-playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-
-from tests.demo.browser import CHROMIUM, GRANTED, INSTALL, Visitor, chromium  # noqa: E402
-from tests.demo.peer import Peer  # noqa: E402
+from tests.demo.browser import CHROMIUM, GRANTED, INSTALL, Visitor, chromium
+from tests.demo.peer import Peer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,7 +33,7 @@ def peer(shared_peer: Peer) -> Peer:
 def driver() -> Iterator[Playwright]:
     if not CHROMIUM.exists():
         pytest.skip(f"needs Chromium: {INSTALL}")
-    with playwright.sync_playwright() as driver:
+    with sync_playwright() as driver:
         yield driver
 
 

@@ -11,6 +11,14 @@
     lab.states.push(...changes.slice(1).map(({ oldValue }) => oldValue), document.documentElement.dataset.state);
   }).observe(document, { subtree: true, attributeFilter: ["data-state"], attributeOldValue: true });
 
+  const Context = AudioContext;
+  window.AudioContext = class extends Context {
+    constructor(...options) {
+      super(...options);
+      (lab.contexts ??= []).push(this);
+    }
+  };
+
   const connect = AudioNode.prototype.connect;
   /* The microphone: whatever the test starts, plus an inaudible constant so that the track is never empty. */
   if (navigator.mediaDevices) {
@@ -23,7 +31,7 @@
         return stream;
       }
       stream.getTracks().forEach((track) => track.stop()); // it asked for permission; the sound comes from the test
-      const context = (lab.context = new AudioContext());
+      const context = (lab.context = new Context());
       const mouth = (lab.mouth = context.createMediaStreamDestination());
       const hum = context.createConstantSource();
       const quiet = context.createGain();

@@ -11,6 +11,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import re
 import threading
 import time
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ class Script:
 
     answers: list[str] = field(default_factory=lambda: ["Certainly. The tide is coming in."])
     question: str = "What is the sea doing today?"
+    creating_ms: int = 0  # from the request to response.created
     thinking_ms: int = 60
     lead_ms: int = 400
     packet_ms: int = 80
@@ -66,6 +68,7 @@ class Script:
     ready: tuple[int, dict[str, Any]] = (200, {"status": "ready"})
     close_at_once: tuple[int, str] | None = None
     fail_response: str = ""
+    mute_ms: int = 0  # between the first words and the first sound
     silent_after_hello: bool = False  # accepts and never says a word
 
 
@@ -98,6 +101,9 @@ class Talk:
         self.speech_ms = self.silence_ms = 0.0
         self.speaking_item = ""
         self.num_answers = 0
+        self.reason = "client_cancelled"
+        self.untranscribed = ""
+        self.is_created = False
 
     async def send(self, kind: str, **fields: Any) -> None:
         await self.socket.send_text(
@@ -144,7 +150,7 @@ class Talk:
         elif kind == "input_audio_buffer.commit":
             await self.commit(self.speaking_item or self.new("item"))
         elif kind == "response.create":
-            await self.answer(event.get("response") or {})
+            await self.answer()
         elif kind == "response.cancel":
             await self.cancel("client_cancelled")
         return None
@@ -188,7 +194,7 @@ class Talk:
             item, self.speaking_item, self.speech_ms = self.speaking_item, "", 0
             await self.send("input_audio_buffer.speech_stopped", audio_end_ms=now_ms, item_id=item)
             await self.commit(item)
-            await self.answer({})
+            await self.answer()
 
     async def commit(self, item: str) -> None:
         await self.send("input_audio_buffer.committed", previous_item_id=None, item_id=item)
@@ -198,7 +204,7 @@ class Talk:
         self.untranscribed = item
 
     async def transcribe(self) -> None:
-        item, self.untranscribed = getattr(self, "untranscribed", ""), ""
+        item, self.untranscribed = self.untranscribed, ""
         if not item or not self.script.transcribe:
             return
         kind = "conversation.item.input_audio_transcription"
@@ -210,7 +216,7 @@ class Talk:
 
     # --- answering -----------------------------------------------------------
 
-    async def answer(self, options: dict[str, Any]) -> None:
+    async def answer(self) -> None:
         if self.response:
             error = {
                 "type": "invalid_request_error",
@@ -225,7 +231,6 @@ class Talk:
             "status": "in_progress",
             "output": [],
         }
-        await self.send("response.created", response=self.response)
         answers = self.script.answers
         text = answers[self.num_answers % len(answers)]
         self.num_answers += 1
@@ -236,6 +241,9 @@ class Talk:
 
     async def _answer(self, response: dict[str, Any], item: str, text: str) -> None:
         try:
+            await asyncio.sleep(self.script.creating_ms / 1000)
+            await self.send("response.created", response=response)
+            self.is_created = True
             await asyncio.sleep(self.script.thinking_ms / 1000)
             if self.script.fail_response:
                 error = {
@@ -280,11 +288,14 @@ class Talk:
         sound = say(text, RATE_OUT)
         packet = RATE_OUT * self.script.packet_ms // 1000
         num_packets = -(-len(sound) // packet)
-        words, began = text.split(" "), time.monotonic()
+        words, began = re.findall(r"[\u3000-\u9fff]|[^\s\u3000-\u9fff]+\s*", text), time.monotonic()
+        if self.script.mute_ms:
+            await self.send("response.output_audio_transcript.delta", **where, delta=words.pop(0))
+            await asyncio.sleep(self.script.mute_ms / 1000)
         for n in range(num_packets):
-            share = [len(words) * k // num_packets for k in (n, n + 1)]
-            for k in range(*share):
-                delta = words[k] + (" " if k + 1 < len(words) else "")
+            # The text of a stretch of speech never comes after its sound.
+            share = [-(-len(words) * k // num_packets) for k in (n, n + 1)]
+            for delta in words[slice(*share)]:
                 await self.send("response.output_audio_transcript.delta", **where, delta=delta)
             header = json.dumps({"type": "response.output_audio.delta", **where})
             await self.socket.send_bytes(
@@ -306,13 +317,13 @@ class Talk:
     async def _done(
         self, response: dict[str, Any], status: str, details: dict[str, Any] | None
     ) -> None:
-        self.response = None
+        self.response, self.is_created = None, False
         shown = response | {"status": status, "status_details": details}
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):
             await self.send("response.done", response=shown)
 
     async def cancel(self, reason: str) -> None:
-        if self.reply and not self.reply.done():
+        if self.reply and not self.reply.done() and self.is_created:
             self.reason = reason
             reply, self.reply = self.reply, None
             reply.cancel()

@@ -33,6 +33,7 @@ LOOKS = {
     "dark": DESKTOP | {"color_scheme": "dark"},
     "phone": PHONE,
 }
+SHOWN = ("idle", "hearing", "speaking", "interrupted", "error")
 QUESTION = "What is the sea doing today?"
 ANSWER = (
     "The tide is coming in. It stood low at dawn, and it has been rising ever since, slowly at first and then faster, "
@@ -76,8 +77,8 @@ def seaside(path: Path) -> Path:
     return path
 
 
-def take(visitor: Visitor, folder: Path, name: str, animations: str = "allow") -> None:
-    image = Image.open(BytesIO(visitor.page.screenshot(animations=animations)))
+def take(visitor: Visitor, folder: Path, name: str) -> None:
+    image = Image.open(BytesIO(visitor.page.screenshot()))
     if image.width > 1280 or image.height > 1280:
         image = image.resize((image.width // 2 * 3 // 2, image.height // 2 * 3 // 2))
     # Flat paper and a few inks: 128 colours are as good as all, at a quarter of the size.
@@ -90,14 +91,14 @@ def conversation(browser: Browser, peer: Peer, folder: Path, look: str, **option
     peer.reset()
     peer.script.answers = [ANSWER, ANSWER]
     peer.script.question = QUESTION
-    peer.script.thinking_ms = 250
+    peer.script.thinking_ms = 120
     context = browser.new_context(**options)
     visitor = Visitor(context, peer.url)
     visitor.page.wait_for_timeout(300)
     take(visitor, folder, f"idle-{look}")
     visitor.start()
     visitor.at("camera").click()
-    visitor.page.wait_for_timeout(600)
+    visitor.page.wait_for_timeout(900)
     take(visitor, folder, f"listening-{look}")
     visitor.speak(QUESTION)
     visitor.wait("hearing")
@@ -136,16 +137,23 @@ def trouble(browser: Browser, peer: Peer, folder: Path, look: str, **options: An
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--folder", type=Path, default=IMAGES)
-    folder = arguments.parse_args().folder
+    arguments.add_argument(
+        "--all", action="store_true", help="also those that the documents do not show"
+    )
+    options = arguments.parse_args()
+    folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
     peer = Peer()
     with TemporaryDirectory() as scratch, sync_playwright() as driver:
         camera = seaside(Path(scratch) / "camera.mjpeg")
         with chromium(driver, GRANTED, f"--use-file-for-fake-video-capture={camera}") as browser:
-            for look, options in LOOKS.items():
-                conversation(browser, peer, folder, look, **options)
-                trouble(browser, peer, folder, look, **options)
+            for look, context in LOOKS.items():
+                conversation(browser, peer, folder, look, **context)
+                trouble(browser, peer, folder, look, **context)
     peer.stop()
+    for path in folder.glob("demo-*.png"):
+        if not options.all and path.stem.split("-")[1] not in SHOWN:
+            path.unlink()
 
 
 if __name__ == "__main__":

@@ -182,20 +182,53 @@ def test_old_packets_after_an_interruption_are_not_played(
 def test_interrupting_before_the_answer_begins_stops_it(
     visit: Callable[..., Visitor], peer: Peer
 ) -> None:
-    peer.script.thinking_ms = 1500
+    peer.script.creating_ms = 700  # nothing to cancel yet
     visitor = visit()
     visitor.start()
     visitor.type("Hello")
     visitor.wait("thinking")
     visitor.page.keyboard.press("Escape")
-    visitor.at("interrupt").is_enabled()
-    visitor.page.locator("h1").click()
-    visitor.page.keyboard.press("Escape")
     visitor.wait("listening")
+    assert not peer.last.of("response.cancel")
     visitor.until(lambda: peer.last.of("response.cancel"))
     visitor.page.wait_for_timeout(300)
     assert visitor.state == "listening"
     assert visitor.loud_times() == []
+
+
+def test_words_that_nobody_heard_were_not_said(visit: Callable[..., Visitor], peer: Peer) -> None:
+    peer.script.mute_ms = 3000
+    visitor = visit()
+    visitor.start()
+    visitor.type("Hello")
+    visitor.wait("thinking")
+    visitor.page.wait_for_timeout(500)
+    visitor.page.keyboard.press("Escape")
+    visitor.until(lambda: peer.last.of("conversation.item.truncate"))
+    assert peer.last.of("conversation.item.truncate")[0]["audio_end_ms"] == 0
+    peer.lose_connections()
+    visitor.until(lambda: len(peer.connections) == 2)
+    visitor.wait("listening")
+    visitor.until(lambda: peer.last.of("conversation.item.create"))
+    created = peer.last.of("conversation.item.create")
+    assert [event["item"]["role"] for event in created] == ["user"]
+
+
+def test_a_question_asked_too_early_is_asked_again(
+    visit: Callable[..., Visitor], peer: Peer
+) -> None:
+    peer.script.creating_ms = 600  # a page cannot cancel what it has not been told of
+    visitor = visit()
+    visitor.start()
+    visitor.type("One?")
+    visitor.wait("thinking")
+    visitor.type("Two?")
+    visitor.wait("speaking")
+    visitor.wait("listening", 15)
+    visitor.wait("thinking")
+    visitor.wait("speaking")
+    assert len(peer.last.of("response.create")) == 3
+    assert visitor.at("error").text_content() == ""
 
 
 def test_playback_is_acknowledged_each_second_and_at_the_end(
@@ -385,6 +418,7 @@ def test_typed_turn_and_saved_transcript(visit: Callable[..., Visitor], peer: Pe
         with visitor.page.expect_download() as download:
             visitor.at(testid).click()
         saved[testid] = Path(download.value.path()).read_text()
+    assert visitor.page.locator(".sheet li").count() == 2
     assert "You: How high is the water?" in saved["download"]
     assert "Parley: Certainly. The tide is coming in." in saved["download"]
     turns = json.loads(saved["download-json"])["turns"]

@@ -238,9 +238,10 @@ def test_no_server_at_all_ends_in_an_error(visit: Callable[..., Visitor], peer: 
         visitor.wait("error", 15)
         assert visitor.at("error").text_content() == "The server is not answering."
         assert set(visitor.page.evaluate("lab.tracks.map((t) => t.readyState)")) == {"ended"}
-        visitor.at("retry").click()
+        visitor.type("Are you there?")
         visitor.wait("error", 15)
         assert visitor.at("error").text_content() == "The server is not answering."
+        assert visitor.at("text-input").input_value() == "Are you there?"  # nothing typed is lost
     finally:
         peer.start()
 
@@ -288,6 +289,26 @@ def test_cancelling_while_the_browser_asks(visit: Callable[..., Visitor], peer: 
     assert visitor.state == "idle"
     assert set(visitor.page.evaluate("lab.tracks.map((t) => t.readyState)")) == {"ended"}
     assert not peer.connections
+
+
+def test_a_context_that_stands_still_is_replaced(visit: Callable[..., Visitor], peer: Peer) -> None:
+    visitor = visit()
+    visitor.start()
+    visitor.page.evaluate(
+        """() => {
+             const old = lab.contexts.at(-1);
+             Object.defineProperty(old, "currentTime", { get: () => 1 });
+             document.dispatchEvent(new Event("visibilitychange"));
+           }"""
+    )
+    visitor.until(
+        lambda: visitor.page.evaluate("lab.tracks.map((t) => t.readyState).join()") == "ended,live"
+    )
+    visitor.until(lambda: visitor.at("mute").is_enabled())
+    visitor.speak("Are you there?")
+    visitor.wait("hearing")
+    visitor.wait("speaking")
+    assert len(peer.connections) == 1
 
 
 def test_a_page_that_interrupts_itself_gets_advice(
