@@ -124,7 +124,7 @@ export class Waterline {
     pen.globalAlpha = isThinking ? 0.3 + 0.7 * breath : 1;
     pen.strokeStyle = isThinking ? this.ink.assistant : this.ink.line;
     pen.lineWidth = isThinking ? 1.25 + breath : 1.25;
-    pen.setLineDash(state === "reconnecting" || state === "error" ? [2, 10] : []);
+    pen.setLineDash(state === "reconnecting" || state === "error" ? [12, 9] : []);
     pen.beginPath();
     pen.moveTo(0, height / 2);
     pen.lineTo(width, height / 2);
