@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.clients import scripted
-from tests.clients.material import KEY
-from tests.e2e.house import House
+from tests.clients.serving import serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.e2e.house import House
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,12 +31,7 @@ def scripted_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="package")
 def server(scripted_dir: Path) -> Iterator[House]:
-    """`parley serve` with a real worker and the scripted checkpoint; one must have the key to enter."""
-    made = House(
-        ["--dtype", "fp32", "--num-lanes", "8", "--context-tokens", "4096"],
-        model=scripted_dir,
-        api_keys=KEY,
-    )
+    made = serve(scripted_dir)
     try:
         yield made.wait_ready()
     finally:
