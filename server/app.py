@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 
 from server.admission import Refusal
@@ -23,8 +23,7 @@ from server.rest import add_rest, http_error, key_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from starlette.types import Scope
-    from starlette.websockets import WebSocket
+    from starlette.types import Receive, Scope, Send
 
     from server.gateway import Gateway
 
@@ -54,7 +53,24 @@ class DemoPage(StaticFiles):
         return response
 
 
-def create_app(gateway: Gateway, demo: Path | None = None) -> FastAPI:
+class SocketsFirst:
+    """WebSockets go to the door, all else to FastAPI, whose middleware would wrap every message that is sent."""
+
+    def __init__(self, app: FastAPI, door: Door) -> None:
+        self._app = app
+        self._door = door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "websocket":
+            await self._app(scope, receive, send)
+        elif scope["path"].rstrip("/") in PATHS:
+            await self._door(scope, receive, send)  # type: ignore[arg-type]  # a mapping is a dict here
+        else:
+            await receive()
+            await send_denial(send, NOT_FOUND)
+
+
+def create_app(gateway: Gateway, demo: Path | None = None) -> SocketsFirst:
     """The ASGI application around a gateway that runs while the application does.
 
     Args:
@@ -67,21 +83,17 @@ def create_app(gateway: Gateway, demo: Path | None = None) -> FastAPI:
             yield
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.gateway = gateway
     app.add_exception_handler(HTTPException, _to_json)
     _add_health(app, gateway)
     add_rest(app, gateway)
-    door = Door(gateway)
     for path in PATHS:
         for spelling in (path, f"{path}/"):
-            app.router.routes.append(WebSocketRoute(spelling, door))
             app.router.routes.append(Route(spelling, _upgrade_required))
-    app.router.routes.append(WebSocketRoute("/{path:path}", _no_such_socket))
     folder = demo or DEMO
     if gateway.config.demo and folder.is_dir():
         mimetypes.add_type("text/javascript", ".js")  # a module of another type is refused
         app.mount("/", GZipMiddleware(DemoPage(directory=folder, html=True)))
-    return app
+    return SocketsFirst(app, Door(gateway))
 
 
 def _add_health(app: FastAPI, gateway: Gateway) -> None:
@@ -113,11 +125,6 @@ async def _upgrade_required(_: Request) -> Response:
     response = http_error(426, "upgrade_required", "This path speaks WebSocket only.")
     response.headers["upgrade"] = "websocket"
     return response
-
-
-async def _no_such_socket(socket: WebSocket) -> None:
-    await socket.receive()
-    await send_denial(socket.send, NOT_FOUND)
 
 
 async def _to_json(_: Request, error: Exception) -> Response:

@@ -177,6 +177,7 @@ class InputBuffer:
         utterance = self.utterance
         assert utterance is not None
         self._push_to(at_sample)
+        self._show_newest(utterance)
         self._take(utterance, self._chunker.close())
         if not utterance.num_samples:
             utterance.pieces.clear()
@@ -236,6 +237,14 @@ class InputBuffer:
             utterance.end_sample = end
             self._take(utterance, self._chunker.push(bytes(self._kept[first:last])))
         self._trim(utterance.end_sample)
+
+    def _show_newest(self, utterance: Utterance) -> None:
+        """A frame that came behind the sound is a moment early in the last slot, rather than in none."""
+        last = max(utterance.num_samples - 1, 0) // SLOT_SAMPLES * SLOT_SAMPLES
+        moment = utterance.start_sample + last
+        for frame in self.camera.take_until(utterance.end_sample + 1):
+            shown = VideoFrame(min(frame.capture_sample, moment), frame.jpeg)
+            self._chunker.add_frame(shown, utterance.end_sample)
 
     def _advance_to(self, utterance: Utterance, sample: int) -> None:
         self._take(utterance, self._chunker.advance(max(0, sample - utterance.end_sample)))

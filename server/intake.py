@@ -19,7 +19,6 @@ from streaming.media import (
     SAMPLE_BYTES,
     SLOT_SAMPLES,
     VideoFrame,
-    input_ms,
     input_samples,
 )
 from streaming.pcm import SoundReader, silence
@@ -105,19 +104,20 @@ class Intake:
         return decoded.fault
 
     def _read_sound(self, part: InputAudio, settings: Settings, where: str) -> list[ClipPart]:
-        if part.encoded is None:
+        encoded, sound = part.encoded, settings.input_format.sound
+        if encoded is None:
             return []
-        reader = SoundReader(settings.input_format.sound)
-        pcm = reader.push(part.encoded) + reader.flush()
-        duration_ms = input_ms(len(pcm) // SAMPLE_BYTES)
+        duration_ms = 1000 * len(encoded) // (sound.bytes_per_sample * sound.rate)
         if duration_ms > self._max_turn_ms:
             raise ClientError(
                 "invalid_value",
                 f"{duration_ms} ms of sound; the limit is {self._max_turn_ms}",
                 param=f"{where}.audio",
             )
+        reader = SoundReader(sound)
+        pcm = reader.push(encoded) + reader.flush()
         part.encoded = None
-        return make_clip(pcm, []) if pcm else []
+        return make_clip(pcm, [])
 
     def _read_image(
         self, part: InputImage, settings: Settings, where: str, pieces: list[Piece]

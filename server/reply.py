@@ -411,4 +411,5 @@ def _first_words(text: str, max_bytes: int) -> str:
     fitting = text.encode()[:max_bytes].decode(errors="ignore")
     if len(fitting) == len(text) or " " not in text:
         return fitting
-    return fitting[: fitting.rfind(" ") + 1]
+    words = fitting[: fitting.rfind(" ") + 1]
+    return words if words.strip() else ""

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 
 from server.events import ResponseDone, StatusDetails
 from server.reply import Place, Reply, ReplyState, SpokenRate
-from server.tools import CALL_BEGIN, write_prompt
+from server.reply_options import reply_options
+from server.tools import write_prompt
 from streaming.errors import ClientError, RequestFailed
 from streaming.media import output_ms
 from streaming.packets import (
     AudioDelta,
     DoneReason,
-    ReplyOptions,
-    SamplingOptions,
     SessionFailed,
     TextDelta,
     TurnDone,
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from server.journal import Journal
     from server.limits import Limits
     from server.outbox import Outbox
-    from server.settings import Sampling, Settings
+    from server.settings import Settings
     from streaming.packets import Capacity, Command
 
     StopReason = Literal["turn_detected", "client_cancelled"]
@@ -496,33 +495,6 @@ class Responses:
             if asked.is_own:
                 asked.context.close()
         self.context.close()
-
-
-def reply_options(settings: Settings, *, has_speech: bool) -> ReplyOptions:
-    """Return how the worker makes a reply under these settings."""
-    has_tools = bool(settings.tools) and settings.tool_choice != "none"
-    return ReplyOptions(
-        speech=settings.speaks and has_speech,
-        voice=settings.voice,
-        thinker=_sampling(settings.sampling),
-        max_text_tokens=settings.max_output_tokens,
-        noise_seed=settings.sampling.seed or 0,
-        silent_from=CALL_BEGIN if has_tools else None,
-    )
-
-
-def _sampling(asked: Sampling) -> SamplingOptions | None:
-    """Return how text is drawn; None as the model does it, if the client leaves that to it."""
-    given = (asked.temperature, asked.top_p, asked.top_k, asked.repetition_penalty)
-    if all(value is None for value in given):
-        return None
-    return SamplingOptions(
-        1.0 if asked.temperature is None else asked.temperature,
-        asked.top_k or 0,
-        1.0 if asked.top_p is None else asked.top_p,
-        asked.repetition_penalty or 1.0,
-        asked.seed or 0,
-    )
 
 
 def _num_tokens(usage: Usage) -> int:

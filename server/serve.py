@@ -198,5 +198,9 @@ async def _greet(gateway: Gateway, port: int, show: Callable[[str], None]) -> No
     show(f"Parley is ready: open {first}")
     for address in others:
         show(f"  from other machines: {address}")
+    if others and not gateway.config.has_tls:
+        show(
+            "  their browsers give a microphone to https only: --tls-self-signed, or --tls-cert and --tls-key"
+        )
     socket_scheme = first.replace("http", "ws", 1)
     show(f"  programs connect to {socket_scheme}/v1/realtime")

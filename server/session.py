@@ -177,7 +177,6 @@ class Session:
             case SessionFailed():
                 self._responses.receive_failure(reply, now_ms)
                 self._transcriber.receive_failure(reply.session_id, reply.code, now_ms)
-                self._turns.tell_again()
             case InputRefused():
                 self._say_fault(ClientError("invalid_image", reply.message), None)
         self._advance(now_ms)

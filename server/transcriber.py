@@ -92,7 +92,8 @@ class Transcriber:
     def wake_ms(self) -> int | None:
         if not self._jobs or self._turn_id is not None:
             return None
-        return self._jobs[0].begin_ms or self._jobs[0].give_up_ms
+        job = self._jobs[0]
+        return min(job.begin_ms or job.give_up_ms, job.give_up_ms)
 
     def receive_text(self, packet: TextDelta) -> None:
         if not self._is_ours(packet.session_id, packet.turn_id):

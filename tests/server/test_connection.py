@@ -55,6 +55,7 @@ class ScriptedSession:
         self.settings = Settings.default(Dialect.GA, Voices(("Chelsie",)))
         self.dialect = Dialect.GA
         self.is_idle = True
+        self.unsent_bytes = 1  # the sender always looks
         self.fault: Exception | None = None
 
     def _take(self, what: object, _now: int) -> None:

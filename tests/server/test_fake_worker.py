@@ -124,26 +124,76 @@ SCENES = (
     Scene("an empty turn", [Step([*OPEN, CommitTurn("s", 0, OPTIONS)])]),
     Scene(
         "history",
-        [Step([*OPEN, AppendText("s", 0, "Yes.", "assistant"), AppendText("s", 0, "No", "system"), *say(0)])],
+        [
+            Step(
+                [
+                    *OPEN,
+                    AppendText("s", 0, "Yes.", "assistant"),
+                    AppendText("s", 0, "No", "system"),
+                    *say(0),
+                ]
+            )
+        ],
     ),
     Scene("two turns", [Step([*OPEN, *say(0)]), Step(say(1))]),
-    Scene("the next turn waits", [Step([*OPEN, *say(0)], True), Step(clip(1)), Step([CommitTurn("s", 1, OPTIONS)])]),
+    Scene(
+        "the next turn waits",
+        [Step([*OPEN, *say(0)], True), Step(clip(1)), Step([CommitTurn("s", 1, OPTIONS)])],
+    ),
     Scene("cancelled, heard", [Step([*OPEN, *say(0)], True), Step([CancelTurn("s", 0, 480)])]),
     Scene("cancelled", [Step([*OPEN, *say(0)], True), Step([CancelTurn("s", 0)]), Step(say(1))]),
     Scene("cancelled at once", [Step([*OPEN, *say(0), CancelTurn("s", 0, 0)]), Step(say(1))]),
-    Scene("cancelled, and the next turn already there", [Step([*OPEN, *say(0)], True), Step([*clip(1), CancelTurn("s", 0, 480), CommitTurn("s", 1, OPTIONS)])]),
+    Scene(
+        "cancelled, and the next turn already there",
+        [
+            Step([*OPEN, *say(0)], True),
+            Step([*clip(1), CancelTurn("s", 0, 480), CommitTurn("s", 1, OPTIONS)]),
+        ],
+    ),
     Scene("cancelled too late", [Step([*OPEN, *say(0)]), Step([CancelTurn("s", 0, 480)])]),
-    Scene("cancelled when the next has begun", [Step([*OPEN, *say(0)]), Step([*clip(1, is_last=False), CancelTurn("s", 0, 480)])]),
-    Scene("input taken back", [Step([*OPEN, *clip(0, is_last=False), CancelTurn("s", 0)]), Step(say(1))]),
-    Scene("a turn nobody saw taken back", [Step([*OPEN, *say(0)]), Step([CancelTurn("s", 1)]), Step(say(2))]),
+    Scene(
+        "cancelled when the next has begun",
+        [Step([*OPEN, *say(0)]), Step([*clip(1, is_last=False), CancelTurn("s", 0, 480)])],
+    ),
+    Scene(
+        "input taken back",
+        [Step([*OPEN, *clip(0, is_last=False), CancelTurn("s", 0)]), Step(say(1))],
+    ),
+    Scene(
+        "a turn nobody saw taken back",
+        [Step([*OPEN, *say(0)]), Step([CancelTurn("s", 1)]), Step(say(2))],
+    ),
     Scene("truncated", [Step([*OPEN, *say(0)]), Step([TruncateTurn("s", 0, 480)]), Step(say(1))]),
-    Scene("truncated twice", [Step([*OPEN, *say(0)]), Step([TruncateTurn("s", 0, 480)]), Step([TruncateTurn("s", 0, 960)])]),
-    Scene("truncated beyond the end", [Step([*OPEN, *say(0)]), Step([TruncateTurn("s", 0, 10**9)])]),
-    Scene("truncated while the user speaks", [Step([*OPEN, *say(0)]), Step(clip(1)), Step([TruncateTurn("s", 0, 480)]), Step([CommitTurn("s", 1, OPTIONS)])]),
+    Scene(
+        "truncated twice",
+        [
+            Step([*OPEN, *say(0)]),
+            Step([TruncateTurn("s", 0, 480)]),
+            Step([TruncateTurn("s", 0, 960)]),
+        ],
+    ),
+    Scene(
+        "truncated beyond the end", [Step([*OPEN, *say(0)]), Step([TruncateTurn("s", 0, 10**9)])]
+    ),
+    Scene(
+        "truncated while the user speaks",
+        [
+            Step([*OPEN, *say(0)]),
+            Step(clip(1)),
+            Step([TruncateTurn("s", 0, 480)]),
+            Step([CommitTurn("s", 1, OPTIONS)]),
+        ],
+    ),
     Scene("truncated what never was", [Step([*OPEN, TruncateTurn("s", 7, 480)])]),
-    Scene("full", [Step([*OPEN, OpenSession("t", SETTINGS), OpenSession("u", SETTINGS)]), Step([CloseSession("t"), OpenSession("v", SETTINGS)])]),
+    Scene(
+        "full",
+        [
+            Step([*OPEN, OpenSession("t", SETTINGS), OpenSession("u", SETTINGS)]),
+            Step([CloseSession("t"), OpenSession("v", SETTINGS)]),
+        ],
+    ),
     Scene("after the end", [Step([*OPEN, *say(0)]), Step([CloseSession("s"), *say(1)])]),
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
