@@ -139,7 +139,7 @@ export class Waterline {
     const span = Math.max(150, Math.min(280, width / 5));
     const drift = time / 5200;
     const oldest = past.findLastIndex((level) => level > FLAT);
-    const reach = (middle * (oldest + 1 + SMEAR)) / MEMORY; // the rest of the line stays clean
+    const reach = middle * Math.min(1, (oldest + 1 + SMEAR) / MEMORY); // the rest of the line stays clean
     const heights = past.map((_, age) => blend(past, age));
     for (let layer = LAYERS - 1; layer >= 0; layer--) {
       const tall = (height / 2 - 2) * (1 - layer / (LAYERS + 0.5));
