@@ -23,7 +23,6 @@ from streaming.packets import (
     CommitTurn,
     OpenClip,
     OpenSession,
-    Reply,
     ReplyOptions,
 )
 
@@ -52,14 +51,8 @@ def now_ms() -> float:
 
 
 def work(engine: Engine) -> None:
-    while engine.has_work(now_ms()) or engine.is_sounding:
-        step(engine)
-
-
-def step(engine: Engine) -> list[Reply]:
-    if not engine.has_work(now_ms()):
-        engine.wait()
-    return engine.step(now_ms())
+    while engine.has_work(now_ms()):
+        engine.step(now_ms())
 
 
 def feed(engine: Engine, session_id: str, pcm: bytes, *, incremental: bool) -> None:
@@ -82,8 +75,8 @@ def first_sound(engine: Engine, names: list[str]) -> tuple[list[float], float, i
     for name in names:
         engine.submit(CommitTurn(name, 0, options), start)
     heard: dict[str, float] = {}
-    while len(heard) < len(names) and (engine.has_work(now_ms()) or engine.is_sounding):
-        for reply in step(engine):
+    while len(heard) < len(names) and engine.has_work(now_ms()):
+        for reply in engine.step(now_ms()):
             if isinstance(reply, AudioDelta):
                 heard.setdefault(reply.session_id, now_ms() - start)
     return sorted(heard.values()), now_ms() - start, engine.num_steps - steps

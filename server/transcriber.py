@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 PROMPT = "You are a speech recognition model."
 REQUEST = "Transcribe the English audio into text without any punctuation marks."
 """Both as the model was trained to transcribe."""
-OPTIONS = ReplyOptions(speech=False, max_text_tokens=1024)
+MIN_TOKENS, TOKENS_PER_SECOND = 16, 8
+"""Nobody speaks faster; a small model that has lost its way would repeat itself up to its own limit."""
 MAX_WAITING = 8
 
 
@@ -79,7 +80,8 @@ class Transcriber:
         passage = Passage(("sound", self._jobs[0].item_id), [*self._jobs[0].sound, request])
         self._context.close()
         self._context.tell(PROMPT, lambda _: [passage])
-        self._turn_id = self._context.commit(OPTIONS)
+        max_tokens = MIN_TOKENS + int(TOKENS_PER_SECOND * self._jobs[0].seconds)
+        self._turn_id = self._context.commit(ReplyOptions(speech=False, max_text_tokens=max_tokens))
 
     def tick(self, now_ms: int) -> None:
         """Give up what is overdue."""

@@ -118,19 +118,13 @@ class Engine:
         )
 
     def has_work(self, now_ms: float) -> bool:
-        """A step would do something now."""
+        """There is something to do or to wait for without any command: call `step`."""
+        return self._sounding is not None or self.can_step(now_ms)
+
+    def can_step(self, now_ms: float) -> bool:
+        """A step would do something at once. While only the codec's thread is at work, it would wait for that."""
         is_made = self._sounding is not None and self._sounding[1].done()
         return is_made or bool(self._outbox) or self.scheduler.has_runnable(now_ms)
-
-    @property
-    def is_sounding(self) -> bool:
-        """The codec is at work beside the step loop: there will be work without any command."""
-        return self._sounding is not None
-
-    def wait(self, timeout_s: float | None = None) -> None:
-        """Until the sound in the making is made; `wake` says so to who has other things to wait for, too."""
-        if self._sounding is not None:
-            futures.wait([self._sounding[1]], timeout_s)
 
     @property
     def is_busy(self) -> bool:
@@ -157,11 +151,13 @@ class Engine:
                 self._receive(command, now_ms)
 
     def step(self, now_ms: float) -> list[Reply]:
-        """Plan, run, commit; return every reply that became ready.
+        """Plan, run, commit; return every reply that became ready. Waits if all there is to do is in the making.
 
         Raises:
             EngineDead: nothing more can be computed here.
         """
+        if self._sounding is not None and not self.can_step(now_ms):
+            futures.wait([self._sounding[1]])
         self._collect_sound(now_ms)
         plan = self.scheduler.plan(now_ms)
         if plan is not None:

@@ -142,7 +142,7 @@ class Worker:
             if self._is_draining and isinstance(command, OpenSession):
                 continue  # the gateway sends none once it drains; one may have crossed our signal
             engine.submit(command, self._now_ms())
-        if engine.has_work(self._now_ms()):
+        if engine.can_step(self._now_ms()):
             for reply in engine.step(self._now_ms()):
                 if not self._is_cancelled(reply):
                     self._send(reply)
@@ -151,7 +151,7 @@ class Worker:
     def _take(self, engine: Engine) -> list[Command | Pictures]:
         """What has arrived; waits while there is nothing to do."""
         with self._changed:
-            if not self._inbox and not engine.has_work(self._now_ms()):
+            if not self._inbox and not engine.can_step(self._now_ms()):
                 self._changed.wait(self._sleep_s(engine))
             taken = list(self._inbox)
             self._inbox.clear()
@@ -229,10 +229,8 @@ def warm_up(engine: Engine, now_ms: Callable[[], float]) -> None:
     )
     for command in commands:
         engine.submit(command, now_ms())
-    while engine.has_work(now_ms()) or engine.is_sounding:
+    while engine.has_work(now_ms()):
         engine.step(now_ms())
-        if not engine.has_work(now_ms()):
-            engine.wait()
     engine.submit(CloseSession(name), now_ms())
     engine.step(now_ms())
 
