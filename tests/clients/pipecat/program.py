@@ -100,6 +100,7 @@ class Watcher(BaseObserver):
             case UserStartedSpeakingFrame() | InterruptionFrame():
                 tell(type(frame).__name__)
             case TranscriptionFrame():
+                tell("transcript", text=frame.text)
                 self.transcripts.put_nowait(frame.text)
             case TTSTextFrame():
                 self._words.append(frame.text)
