@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Playwright
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_peer() -> Iterator[Peer]:
     peer = Peer()
     yield peer
@@ -29,7 +29,8 @@ def peer(shared_peer: Peer) -> Peer:
     return shared_peer
 
 
-@pytest.fixture(scope="session")
+# Of this package only: while it lives, Playwright's event loop runs in the main thread, and nobody else's may.
+@pytest.fixture(scope="package")
 def driver() -> Iterator[Playwright]:
     if not CHROMIUM.exists():
         pytest.skip(f"needs Chromium: {INSTALL}")
@@ -37,7 +38,7 @@ def driver() -> Iterator[Playwright]:
         yield driver
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser(driver: Playwright) -> Iterator[Browser]:
     with chromium(driver, GRANTED) as browser:
         yield browser
