@@ -26,6 +26,7 @@ BETA_NAMES = {
 }
 LEAD_S = 1.0
 """Speed is measured until the reply is so far ahead of the ear: beyond, a server may rightly hold it back."""
+BURST_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,22 +233,20 @@ class Dialogue:
         return round(reply.playout.heard_samples(now_s) / self._output_rate * 1000)
 
 
-def speed(arrivals: list[tuple[float, int]], rate: int) -> float | None:
-    """Seconds of sound per second between first packet and last, or the one that put the reply `LEAD_S` ahead.
+def speed(created_s: float, arrivals: list[tuple[float, int]], rate: int) -> float | None:
+    """Seconds of sound per second, from the response's creation to its last packet, or to a lead of `LEAD_S`.
 
-    None when there is too little to tell. The first packet is what the clock starts with, so it does not count.
+    Packets that come together were made together: they count as a whole. None without sound.
     """
-    if len(arrivals) < 2:
-        return None
-    start_s, first = arrivals[0]
-    received, elapsed_s, counted = first, 0.0, 0
-    for now_s, samples in arrivals[1:]:
+    received, first_s = 0, arrivals[0][0] if arrivals else 0.0
+    elapsed_s = 0.0
+    for i, (now_s, samples) in enumerate(arrivals):
         received += samples
-        counted += samples
-        elapsed_s = now_s - start_s
-        if received / rate - elapsed_s > LEAD_S:
+        elapsed_s = now_s - created_s
+        is_burst = i + 1 < len(arrivals) and arrivals[i + 1][0] - now_s < BURST_S
+        if not is_burst and received / rate - (now_s - first_s) > LEAD_S:
             break
-    return None if elapsed_s <= 0 else counted / rate / elapsed_s
+    return None if elapsed_s <= 0 or not received else received / rate / elapsed_s
 
 
 def record(turn: Turn, *, rate: int) -> TurnRecord:
@@ -278,7 +277,7 @@ def record(turn: Turn, *, rate: int) -> TurnRecord:
     made.text = reply.text
     made.audio_s = round(playout.num_samples / rate, 3)
     made.underruns_ms = [round(1000 * hole.duration_s, 2) for hole in _heard_holes(reply)]
-    made.speed = speed(reply.arrivals, rate)
+    made.speed = speed(reply.created_s, reply.arrivals, rate)
     if reply.arrivals:
         made.first_audio_ms = after(reply.arrivals[0][0])
         made.last_audio_ms = after(reply.arrivals[-1][0])

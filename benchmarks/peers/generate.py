@@ -118,7 +118,10 @@ def feed_codec_start(model: Any) -> None:
 
 def keep_to_codes(model: Any) -> None:
     """Let only codes reach the codec: a Talker in training may still draw one of its control ids."""
-    forward, largest = model.token2wav.forward, model.config.token2wav_config.dit_config.num_embeds - 1
+    forward, largest = (
+        model.token2wav.forward,
+        model.config.token2wav_config.dit_config.num_embeds - 1,
+    )
 
     def clamped(code: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         return forward(code.clamp(max=largest), *args, **kwargs)

@@ -194,15 +194,20 @@ def test_events_of_strangers_change_nothing() -> None:
         assert script.dialogue.receive(11.0, event) == []
 
 
-@given(st.floats(0.3, 20), st.integers(2, 30))
+@given(st.floats(0.3, 20), st.integers(1, 30))
 def test_speed_is_what_the_server_makes_until_it_may_hold_back(factor: float, count: int) -> None:
-    size = RATE // 10
-    arrivals = [(k * 0.1 / factor, size) for k in range(count)]
-    assert speed(arrivals, RATE) == pytest.approx(factor, rel=1e-6)
+    period_s = 0.1 / factor
+    arrivals = [((k + 1) * period_s, RATE // 10) for k in range(count)]
+    assert speed(0.0, arrivals, RATE) == pytest.approx(factor, rel=1e-6)
 
 
 def test_speed_does_not_count_what_was_held_back() -> None:
-    fast = [(k * 0.05, RATE // 10) for k in range(22)]
+    fast = [((k + 1) * 0.05, RATE // 10) for k in range(22)]
     held = [(fast[-1][0] + 0.1 * k, RATE // 10) for k in range(1, 50)]
-    assert speed(fast + held, RATE) == pytest.approx(2.0)
-    assert speed(fast[:1], RATE) is None
+    assert speed(0.0, fast + held, RATE) == pytest.approx(2.0, rel=0.06)
+    assert speed(0.0, [], RATE) is None
+
+
+def test_what_comes_in_one_burst_was_made_as_a_whole() -> None:
+    burst = [(2.0 + 0.001 * k, RATE // 5) for k in range(20)]  # 4 s of sound
+    assert speed(0.0, burst, RATE) == pytest.approx(2.0, rel=0.02)
