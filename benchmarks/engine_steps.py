@@ -1,5 +1,6 @@
 """What one step of the engine costs: by batch size, by length of the conversation, and on the host.
 
+    python -m benchmarks.engine_steps random:7b --device cuda --batches 1 8 32 64 [--eager]
     python -m benchmarks.engine_steps CHECKPOINT --batches 1 2 4 8 16 --contexts 1024 8192 32768
 
 Decode steps through the engine's own runner, on sequences that hold as many keys and values as asked (zeros: their
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from model.omni import load
+from benchmarks.models import open_model
 from streaming.engine.config import EngineConfig
 from streaming.engine.engine import Engine
 from streaming.engine.scheduler import Entry, StepPlan
@@ -95,6 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("model")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 8192, 32768])
     parser.add_argument("--rounds", type=int, default=15)
@@ -104,9 +106,14 @@ def main() -> None:
     page = 256  # what any kernel can live with
     tokens = max(longest, lanes * min(args.contexts)) + page * (lanes + 2)
     config = EngineConfig(
-        num_lanes=lanes, num_pages=tokens // page, page_size=page, context_tokens=2048
+        device=args.device,
+        use_graphs=not args.eager,
+        num_lanes=lanes,
+        num_pages=tokens // page,
+        page_size=page,
+        context_tokens=longest + page,
     )
-    engine = Engine(load(args.model, device=args.device), config)
+    engine = Engine(open_model(args.model, args.device), config)
     roles = [role for role in (Role.THINKER, Role.TALKER) if role in engine.scheduler.pools]
     shapes = [(b, min(args.contexts)) for b in args.batches] + [(1, c) for c in args.contexts[1:]]
     cases = [decode_case(engine, role, *shape) for role in roles for shape in shapes]

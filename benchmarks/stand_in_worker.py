@@ -182,6 +182,7 @@ def main() -> int:
     parser.add_argument("--sound-seconds", type=float, default=1.0)
     parser.add_argument("--pace", type=float, default=0.0, help="times real time; 0: at once")
     parser.add_argument("--lanes", type=int, default=64)
+    parser.add_argument("--load-seconds", type=float, default=0.0)
     args = parser.parse_args()
     if args.fault == "exit":
         return os.EX_SOFTWARE
@@ -191,6 +192,7 @@ def main() -> int:
     link_of.append(link)
     link.start()
     link.send(Hello(PROTOCOL, "0", args.model))
+    time.sleep(args.load_seconds)
     link.send(Ready(Capacity(args.lanes, 10_000, 16, 32_768, ("Chelsie", "Ethan"))))
     threading.Thread(target=beat, args=(worker, link, args.fault), daemon=True).start()
     worker.run()

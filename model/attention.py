@@ -9,9 +9,11 @@ takes a `ForwardBatch` of packed sequences and attends causally over sequence or
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -110,7 +112,9 @@ class KVCache:
             self.slots = torch.full(shape, fill, dtype=dtype, device=device)
         else:
             shape = (layers, 2, heads, num_slots, size)
-            by_head = torch.full(shape, fill, dtype=dtype, device=device)
+            by_head = (
+                _untouched(shape, dtype) if fill == 0 else torch.full(shape, fill, dtype=dtype)
+            )
             self.slots = by_head.permute(0, 3, 1, 2, 4)
         self.page_size = page_size
 
@@ -121,6 +125,12 @@ class KVCache:
     @property
     def num_bytes(self) -> int:
         return self.slots.numel() * self.slots.element_size()
+
+
+def _untouched(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros that take memory only where they are written: numpy passes on the system's as they are."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, np.uint8)).view(dtype).view(shape)
 
 
 class Attention(Protocol):

@@ -11,7 +11,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
-from starlette.routing import Route, WebSocketRoute
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 
 from server.admission import Refusal
@@ -52,7 +53,24 @@ class DemoPage(StaticFiles):
         return response
 
 
-def create_app(gateway: Gateway, demo: Path | None = None) -> FastAPI:
+class SocketsFirst:
+    """WebSockets go to the door, all else to FastAPI, whose middleware would wrap every message that is sent."""
+
+    def __init__(self, app: FastAPI, door: Door) -> None:
+        self._app = app
+        self._door = door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "websocket":
+            await self._app(scope, receive, send)
+        elif scope["path"].rstrip("/") in PATHS:
+            await self._door(scope, receive, send)  # type: ignore[arg-type]  # a mapping is a dict here
+        else:
+            await receive()
+            await send_denial(send, NOT_FOUND)
+
+
+def create_app(gateway: Gateway, demo: Path | None = None) -> SocketsFirst:
     """The ASGI application around a gateway that runs while the application does.
 
     Args:
@@ -65,21 +83,17 @@ def create_app(gateway: Gateway, demo: Path | None = None) -> FastAPI:
             yield
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.gateway = gateway
     app.add_exception_handler(HTTPException, _to_json)
     _add_health(app, gateway)
     add_rest(app, gateway)
-    door = Door(gateway)
     for path in PATHS:
         for spelling in (path, f"{path}/"):
-            app.router.routes.append(WebSocketRoute(spelling, door))
             app.router.routes.append(Route(spelling, _upgrade_required))
-    app.router.routes.append(WebSocketRoute("/{path:path}", _no_such_socket))
     folder = demo or DEMO
     if gateway.config.demo and folder.is_dir():
         mimetypes.add_type("text/javascript", ".js")  # a module of another type is refused
-        app.mount("/", DemoPage(directory=folder, html=True))
-    return app
+        app.mount("/", GZipMiddleware(DemoPage(directory=folder, html=True)))
+    return SocketsFirst(app, Door(gateway))
 
 
 def _add_health(app: FastAPI, gateway: Gateway) -> None:
@@ -96,7 +110,7 @@ def _add_health(app: FastAPI, gateway: Gateway) -> None:
     async def metrics(request: Request) -> Response:
         if not _may_see_metrics(gateway, request):
             raise HTTPException(404)
-        return Response(gateway.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+        return Response(gateway.render_metrics(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _may_see_metrics(gateway: Gateway, request: Request) -> bool:
@@ -111,11 +125,6 @@ async def _upgrade_required(_: Request) -> Response:
     response = http_error(426, "upgrade_required", "This path speaks WebSocket only.")
     response.headers["upgrade"] = "websocket"
     return response
-
-
-async def _no_such_socket(scope: Scope, receive: Receive, send: Send) -> None:
-    await receive()
-    await send_denial(send, NOT_FOUND)
 
 
 async def _to_json(_: Request, error: Exception) -> Response:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from streaming.media import INPUT_SAMPLE_RATE, VideoFrame, input_samples
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from streaming.media import INPUT_SAMPLE_RATE, VideoFrame
 
 KEPT_SAMPLES = 30 * INPUT_SAMPLE_RATE
 MAX_BYTES = 64 * 1024 * 1024
@@ -23,77 +19,85 @@ class FrameLosses:
     late: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Shot:
+    frame: VideoFrame
+    is_timed: bool = False
+
+
 class Camera:
     """Recent frames, thinned to a rate; owned by the input buffer."""
 
     def __init__(self) -> None:
         self.losses = FrameLosses()
-        self._frames: list[VideoFrame] = []  # by capture time
+        self._shots: list[_Shot] = []  # by capture time
         self._num_bytes = 0
         self._num_fed = 0
         self._last_slot: int | None = None
 
     def __len__(self) -> int:
-        return len(self._frames)
+        return len(self._shots)
 
     @property
     def frames(self) -> tuple[VideoFrame, ...]:
-        return tuple(self._frames)
+        return tuple(shot.frame for shot in self._shots)
 
-    def add(self, frame: VideoFrame, fps: float) -> None:
-        """Take a frame; at most one per span of 1/fps is kept."""
+    def add(self, frame: VideoFrame, fps: float, *, is_timed: bool = False) -> None:
+        """Take a frame; at most one per span of 1/fps is kept. `is_timed`: its time is the client's, not ours."""
         slot = int(frame.capture_sample * fps // INPUT_SAMPLE_RATE)
         if slot == self._last_slot:
             self.losses.rate += 1
             return
         self._last_slot = slot
-        at = len(self._frames)
-        while at and self._frames[at - 1].capture_sample > frame.capture_sample:
+        at = len(self._shots)
+        while at and self._shots[at - 1].frame.capture_sample > frame.capture_sample:
             at -= 1
         if at < self._num_fed:
             self.losses.late += 1
             return
-        self._frames.insert(at, frame)
+        self._shots.insert(at, _Shot(frame, is_timed))
         self._num_bytes += len(frame.jpeg)
-        self._drop_old(frame.capture_sample - KEPT_SAMPLES)
+        self._drop_old(self._shots[-1].frame.capture_sample - KEPT_SAMPLES)
 
     def take_until(self, sample: int) -> list[VideoFrame]:
         """Return the frames captured before `sample` that were not returned before; they stay kept."""
-        due = [f for f in self._frames[self._num_fed :] if f.capture_sample < sample]
+        later = self.frames[self._num_fed :]
+        due = [frame for frame in later if frame.capture_sample < sample]
         self._num_fed += len(due)
         return due
 
     def rewind(self, sample: int) -> None:
         """An utterance begins: the next `take_until` starts with the first frame captured from `sample` on."""
-        self._num_fed = sum(1 for f in self._frames if f.capture_sample < sample)
+        self._num_fed = sum(1 for frame in self.frames if frame.capture_sample < sample)
 
     def forget_before(self, sample: int) -> None:
         """The utterance is over: what it saw belongs to nobody else."""
-        self._keep([f for f in self._frames if f.capture_sample >= sample])
+        self._keep([s for s in self._shots if s.frame.capture_sample >= sample])
 
     def clear(self) -> None:
         self._keep([])
 
     def shift(self, num_samples: int) -> None:
-        """Set the frames' clock back, for a clock that began to count only now."""
-        self._keep([_earlier(f, num_samples) for f in self._frames])
+        """The clock began anew: set back what was timed by the old one."""
+        shots = [s if s.is_timed else _Shot(_earlier(s.frame, num_samples)) for s in self._shots]
+        self._keep(sorted(shots, key=lambda shot: shot.frame.capture_sample))
         self._last_slot = None
 
     def _drop_old(self, oldest: int) -> None:
-        num_old = sum(1 for f in self._frames if f.capture_sample < oldest)
-        num_bytes = self._num_bytes - sum(len(f.jpeg) for f in self._frames[:num_old])
-        while num_bytes > MAX_BYTES and num_old < len(self._frames) - 1:
-            num_bytes -= len(self._frames[num_old].jpeg)
+        num_old = sum(1 for frame in self.frames if frame.capture_sample < oldest)
+        num_bytes = self._num_bytes - sum(len(s.frame.jpeg) for s in self._shots[:num_old])
+        while num_bytes > MAX_BYTES and num_old < len(self._shots) - 1:
+            num_bytes -= len(self._shots[num_old].frame.jpeg)
             num_old += 1
         if num_old:
             self.losses.memory += max(0, num_old - self._num_fed)
             num_fed = max(0, self._num_fed - num_old)
-            self._keep(self._frames[num_old:])
+            self._keep(self._shots[num_old:])
             self._num_fed = num_fed
 
-    def _keep(self, frames: Iterable[VideoFrame]) -> None:
-        self._frames = list(frames)
-        self._num_bytes = sum(len(f.jpeg) for f in self._frames)
+    def _keep(self, shots: list[_Shot]) -> None:
+        self._shots = shots
+        self._num_bytes = sum(len(shot.frame.jpeg) for shot in shots)
         self._num_fed = 0
 
 
@@ -114,8 +118,3 @@ def frame_stride(num_frames: int, max_frames: int) -> int:
     while left * 2 * stride < max_frames:
         stride *= 2
     return stride
-
-
-def capture_sample(timestamp_ms: int | None, clock_sample: int) -> int:
-    """When a frame was captured: as its sender says, else now."""
-    return clock_sample if timestamp_ms is None else input_samples(timestamp_ms)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from server.check import check, show_findings
 from server.config import load_config
-from server.logs import set_up_logs
+from server.logs import json_logs
 from server.serve import serve
 from server.talk import Answer, read_question, talk, write_answer
 from streaming.errors import ParleyError
@@ -90,13 +90,10 @@ def serve_command(
     flags["worker_args"] = tuple(context.args) or None
     try:
         resolved = load_config(flags, config)
-        logs = set_up_logs(resolved.log_level)
-        try:
-            status = serve(resolved, console.print)
-        finally:
-            logs.stop()
+        with json_logs(resolved.log_level) as logs:
+            status = serve(resolved, _show_line, lambda: logs.num_dropped)
     except ParleyError as error:
-        console.print(f"[red]error:[/] {error}")
+        _show_line(f"error: {error}")
         raise typer.Exit(2) from None
     raise typer.Exit(status)
 
@@ -167,6 +164,10 @@ def talk_command(
         raise typer.Exit(2) from None
     write_answer(answer, out)
     _show_figures(answer, out)
+
+
+def _show_line(line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)  # [::1] is no markup
 
 
 def _show_loading(loading: Loading) -> None:

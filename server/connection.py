@@ -166,8 +166,8 @@ class Connection:
 
     @property
     def is_idle(self) -> bool:
-        """Nobody waits for anything: no turn is open, no reply runs, nothing is unsent."""
-        return not self._work.is_busy and self._session.unsent_bytes == 0
+        """Nobody waits for anything and nothing is unsent."""
+        return self._session.is_idle and self._sending_since_ms is None
 
     def close(self, closing: Closing) -> None:
         """Close now, whatever is unsent. Further calls change nothing."""
@@ -187,10 +187,16 @@ class Connection:
     def receive_reply(self, reply: Reply) -> None:
         if isinstance(reply, AudioDelta):
             self._count_sound(reply)
-        elif isinstance(reply, TurnDone | SessionFailed):
+        elif isinstance(reply, TurnDone):
             self._work.done(reply)
-            if isinstance(reply, TurnDone):
-                self._services.metrics.replies.labels(reply.reason).inc()
+            self._services.metrics.replies.labels(reply.reason).inc()
+            say(
+                log, "reply ended", session=reply.session_id, turn=reply.turn_id,
+                reason=reply.reason, code=reply.code,
+            )  # fmt: skip
+        elif isinstance(reply, SessionFailed):
+            self._work.done(reply)
+            say(log, "worker session failed", session=reply.session_id, code=reply.code)
         self._apply(self._session.receive_reply, reply)
 
     def receive_speech(self, progress: SpeechProgress) -> None:
@@ -220,10 +226,13 @@ class Connection:
                 self._has_peer_gone = True
                 self._closing = self._closing or Closing(int(message.get("code") or 1005))
                 raise _Ended
-            content: str | bytes = message.get("text") or message.get("bytes") or ""
+            if self._session.close is not None:
+                continue  # all has been said but the goodbye
+            text = message.get("text")
+            content: str | bytes = text if text is not None else message["bytes"]
             num_bytes = len(content)
-            metrics.received_events.inc()
-            metrics.received_bytes.inc(num_bytes)
+            metrics.received_events.add(1)
+            metrics.received_bytes.add(num_bytes)
             parsed = (
                 _parse(content)
                 if num_bytes <= LONG_MESSAGE_BYTES
@@ -272,8 +281,8 @@ class Connection:
                     self._closing = self._closing or Closing(1006)
                     raise _Ended from None
                 self._sending_since_ms = None
-                metrics.sent_bytes.inc(len(message))
-            self._apply_outputs()  # what was held for want of room may go on
+                metrics.sent_bytes.add(len(message))
+            self._send_commands()  # what was held for want of room may go on
 
     # ---- the session's inputs and outputs
 
@@ -287,23 +296,22 @@ class Connection:
             self._report_fault()
             self.close(SERVER_ERROR)
 
-    def _apply_outputs(self) -> None:
-        """After an event has left."""
-        self._apply(lambda _now: None)
-
     def _settle(self) -> None:
         """Hand out what the session wants done."""
         session, services = self._session, self._services
-        commands = session.commands_to_send()
-        if commands:
-            self._work.note(commands, now_ms())
-            self.worker.send(commands)
+        self._send_commands()
         if to_hear := session.speech_to_hear():
             services.hearing.hear(self.session_id, self, to_hear)
         for job in session.media_to_decode():
             services.decoders.submit(self.session_id, job)
         self._arm(session.wake_ms)
-        self._wake.set()
+        if session.unsent_bytes or session.close is not None:
+            self._wake.set()
+
+    def _send_commands(self) -> None:
+        if commands := self._session.commands_to_send():
+            self._work.note(commands, now_ms())
+            self.worker.send(commands)
 
     def _arm(self, wake_ms: int | None) -> None:
         """Have `tick` called at `wake_ms`; a timer that fires too early costs less than one set anew each time."""
@@ -325,7 +333,7 @@ class Connection:
 
     def _count_sound(self, delta: AudioDelta) -> None:
         metrics = self._services.metrics
-        metrics.reply_seconds.inc(len(delta.pcm) / OUTPUT_BYTES_PER_S)
+        metrics.reply_seconds.add(len(delta.pcm) / OUTPUT_BYTES_PER_S)
         waited_ms = self._work.first_sound(delta, now_ms())
         if waited_ms is not None:
             metrics.first_sound_s.observe(waited_ms / 1000)
@@ -369,10 +377,6 @@ class _Work:
         self._committed_ms: dict[tuple[str, int], int] = {}
         """Turns that wait for their first sound."""
         self._num_deaths = 0
-
-    @property
-    def is_busy(self) -> bool:
-        return bool(self._busy)
 
     def note(self, commands: Iterable[Command], now: int) -> None:
         for command in commands:

@@ -12,6 +12,7 @@ no code of their own.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -31,8 +32,6 @@ from streaming.packets import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from streaming.media import ClipPart
     from streaming.packets import Command, ReplyOptions
 
@@ -53,9 +52,10 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Awaited:
-    """A picture that a decoder is still working on; nothing behind it can be told yet."""
+    """Media that a decoder is still working on; nothing behind them can be told yet."""
 
-    job_id: str
+    key: str
+    num_bytes: int
 
 
 Piece = Words | Picture | Awaited | ClipStart | FramePair | MediaChunk
@@ -70,6 +70,10 @@ class Passage:
     pieces: Sequence[Piece]
     is_growing: bool = False
     """A clip that the user still speaks; only the last passage may be one."""
+
+
+Write = Callable[[str | None], Sequence[Passage]]
+"""What a worker session is to know, given its id: what it has said itself has another key than what it is told."""
 
 
 @dataclass(slots=True)
@@ -106,19 +110,20 @@ class Context:
         self._turn_id = 0
         """Of the input told since the last commit."""
 
-    def tell(self, prompt: str | None, passages: Sequence[Passage]) -> bool:
-        """Make the worker know `passages` under a system prompt; True if it now knows all of them.
+    def tell(self, prompt: str | None, write: Write) -> bool:
+        """Make the worker know what `write` says under a system prompt; True if it now knows all of it.
 
-        False if a picture is awaited, or if that would disturb the running reply or a clip being spoken: call again
+        False if media are awaited, or if that would disturb the running reply or a clip being spoken: call again
         when those are over.
         """
+        passages = write(self.session_id)
         is_same_prompt = self.session_id is not None and prompt == self._prompt
         num_told, num_agreed = self._agreement(passages) if is_same_prompt else (0, 0)
         if not is_same_prompt or num_told <= self._last_reply():
             if self.running_turn_id is not None:
                 return False
             self._reopen(prompt)
-            num_agreed = 0
+            passages, num_agreed = write(self.session_id), 0
         elif num_told < len(self._told):
             if passages and passages[-1].is_growing and self._told[-1].key == passages[-1].key:
                 return False
@@ -154,9 +159,20 @@ class Context:
             if self.session_id is not None and told.key == reply_key(self.session_id, turn_id):
                 told.is_optional = False
 
+    @property
+    def running(self) -> tuple[str, int] | None:
+        """Worker session and turn of the running reply."""
+        if self.session_id is None or self.running_turn_id is None:
+            return None
+        return self.session_id, self.running_turn_id
+
+    def distrust(self) -> None:
+        """The worker knows more than the items say: tell another one before the next reply."""
+        self._told.append(_Told(("unknown",), 0, is_reply=True))
+
     def is_running(self, session_id: str, turn_id: int) -> bool:
         """This reply is being made here."""
-        return self.session_id == session_id and self.running_turn_id == turn_id
+        return self.running == (session_id, turn_id)
 
     def truncate(self, session_id: str, turn_id: int, heard_samples: int) -> bool:
         """Cut an ended reply to what was heard; True if the worker can, and will say what is left."""

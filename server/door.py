@@ -29,7 +29,7 @@ from server.identity import Identity, new_id
 from server.logs import say
 from server.render import Renderer
 from server.session import Session
-from server.settings import Settings, Voices
+from server.settings import Settings
 from server.settings_parsing import apply_session_update
 from streaming.errors import ClientError
 
@@ -57,6 +57,7 @@ PATHS = (
 SUBPROTOCOL = "realtime"
 ORIGIN_REFUSED = Closing(1008, "origin_refused")
 PAGES_LIMIT_S = 1.0
+MAX_LOGGED = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,7 @@ class Door:
             int(time.time() + config.session_limit_s),
         )
         dialect = caller.dialect
-        settings = first_settings(gateway, dialect, worker, principal)
+        settings = first_settings(gateway, dialect, principal)
         session = Session(
             identity,
             settings,
@@ -217,11 +218,15 @@ class Door:
     async def _deny(self, send: Send, refusal: Refusal) -> None:
         """Answer by HTTP instead of upgrading."""
         self._gateway.metrics.refusals.labels(refusal.code).inc()
+        # A storm is counted, not told.
+        say(log, "refused", logging.DEBUG, status=refusal.status, code=refusal.code)
         await send_denial(send, refusal)
 
     async def _refuse_origin(self, channel: Channel, caller: Caller) -> None:
         gateway = self._gateway
         gateway.metrics.refusals.labels("origin_refused").inc()
+        origin = caller.headers.get("origin", "")[:MAX_LOGGED]
+        say(log, "page refused", logging.WARNING, address=caller.address, origin=origin)
         if not gateway.admission.may_explain(caller.address, now_ms()):
             await send_denial(
                 channel.send, Refusal(403, "origin_refused", "This page may not connect.")
@@ -237,6 +242,7 @@ class Door:
         """Accept, say what is wrong in one event, close."""
         gateway = self._gateway
         gateway.metrics.refusals.labels(fault.code).inc()
+        say(log, "caller refused", address=caller.address, code=fault.code)
         await channel.send(_accept(caller))
         identity = Identity(new_id("sess"), new_id("conv"), gateway.model, 0)
         for message in Renderer(caller.dialect, identity).render(ErrorEvent.of(fault)):
@@ -246,12 +252,9 @@ class Door:
         gateway.metrics.count_close(code)
 
 
-def first_settings(
-    gateway: Gateway, dialect: Dialect, worker: WorkerClient, principal: Principal
-) -> Settings:
+def first_settings(gateway: Gateway, dialect: Dialect, principal: Principal) -> Settings:
     """What a session begins with: defaults, and what was stored with a client secret."""
-    assert worker.capacity is not None
-    voices = Voices(worker.capacity.voices)
+    voices = gateway.voices
     settings = Settings.default(dialect, voices, gateway.config.instructions)
     if principal.configuration:
         settings = apply_session_update(settings, principal.configuration, dialect, voices)

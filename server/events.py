@@ -57,6 +57,9 @@ if TYPE_CHECKING:
 MAX_EVENT_ID = 512
 MAX_HEADER_BYTES = 4096
 """Of a binary message."""
+MAX_UNCOUNTED_BYTES = 512 * 1024
+MAX_VALUES = 200_000
+"""Of one message. Millions of empty arrays would take the event loop three seconds and a gigabyte."""
 MAX_PICTURES = 600
 """In one chunk: ten seconds at sixty a second."""
 CHUNK_TYPES = ("video/webm", "video/mp4", "image/jpeg")
@@ -129,6 +132,11 @@ def _read_id(value: object, where: str) -> str:
     return read_name(value, where, MAX_ID)
 
 
+def _read_optional_id(value: object, where: str) -> str | None:
+    """Some clients write an absent id as an empty string."""
+    return None if value in (None, "") else _read_id(value, where)
+
+
 def _read_audio(value: object, where: str) -> bytes:
     return read_base64(value, where, MAX_AUDIO_BYTES)
 
@@ -147,6 +155,8 @@ def _read_chunk_type(value: object, where: str) -> str:
 
 
 def _read_pictures(value: object, where: str) -> tuple[Picture, ...]:
+    if isinstance(value, tuple):
+        return value
     pictures = read_list(value, where, MAX_PICTURES)
     return tuple(_read_picture(picture, f"{where}.{n}") for n, picture in enumerate(pictures))
 
@@ -160,7 +170,7 @@ def _read_picture(value: object, where: str) -> Picture:
 
 
 def _read_item(value: object, where: str) -> Item:
-    return parse_item(value, where) if isinstance(value, dict) else cast("Item", value)
+    return value if isinstance(value, Item) else parse_item(value, where)
 
 
 def _read_response(value: object, where: str) -> ResponseRequest:
@@ -192,6 +202,7 @@ def _read_metadata(value: object, where: str) -> dict[str, str] | None:
 
 EventId = Annotated[str, _checked(_read_event_id)]
 Id = Annotated[str, _checked(_read_id)]
+OptionalId = Annotated[str | None, _checked(_read_optional_id)]
 Whole = Annotated[int, _checked(read_whole)]
 Flag = Annotated[bool, _checked(read_flag, null=False)]
 
@@ -263,7 +274,7 @@ class InputVideoClear(_ClientEvent):
 class ItemCreate(_ClientEvent):
     type: Literal["conversation.item.create"] = "conversation.item.create"
     item: Annotated[Item, _checked(_read_item)]
-    previous_item_id: Id | None = None
+    previous_item_id: OptionalId = None
     """None: at the end; "root": at the beginning."""
 
 
@@ -293,7 +304,7 @@ class ResponseCreate(_ClientEvent):
 
 class ResponseCancel(_ClientEvent):
     type: Literal["response.cancel"] = "response.cancel"
-    response_id: Id | None = None
+    response_id: OptionalId = None
 
 
 class OutputAudioClear(_ClientEvent):
@@ -340,6 +351,11 @@ def parse_text(message: str | bytes) -> ClientEvent:
     Raises:
         EventError: it is none.
     """
+    if len(message) > MAX_UNCOUNTED_BYTES and _num_values(message) > MAX_VALUES:
+        # Its id is in there, but this is no client that would look at it.
+        raise EventError(
+            ClientError("invalid_json", f"The message has more than {MAX_VALUES} values."), None
+        )
     try:
         return _EVENTS.validate_json(message)
     except (ValidationError, ClientError) as fault:
@@ -372,6 +388,13 @@ def parse_binary(message: bytes) -> ClientEvent:
     except (ValidationError, ClientError) as fault:
         reason = _explain(fault)
     raise EventError(reason, _event_id(members))
+
+
+def _num_values(message: str | bytes) -> int:
+    """At least as many values as the message has: what stands in strings counts, too."""
+    if isinstance(message, str):
+        return sum(map(message.count, (",", "[", "{")))
+    return sum(map(message.count, (b",", b"[", b"{")))
 
 
 _BINARY_FORM = (

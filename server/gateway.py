@@ -19,7 +19,9 @@ from server.connection import KEY_WITHDRAWN, SHUTTING_DOWN, Services, now_ms
 from server.hearing import Hearing
 from server.limits import Limits
 from server.logs import say
+from server.media.pool import running_pool
 from server.metrics import Metrics
+from server.settings import Voices
 from server.supervisor import Supervisor, WorkerWillNotStart
 from server.worker_client import WorkerClient
 from streaming.errors import LinkError, ParleyError
@@ -30,12 +32,14 @@ if TYPE_CHECKING:
 
     from server.config import ServerConfig
     from server.connection import Connection
-    from server.media.jobs import MediaJob
+    from server.media.jobs import Decoded
+    from server.media.pool import DecoderPool
     from streaming.silero import SpeechModel
 
 log = logging.getLogger(__name__)
 
 SWEEP_EVERY_S = 1.0
+NO_VOICE = "Chelsie"
 KEYS_EVERY_SWEEPS = 15
 LAG_PROBE_S = 0.02
 GOODBYE_WAVE_S = 5.0
@@ -79,6 +83,7 @@ class Gateway:
         """Set at every change of a worker; whoever waits clears it."""
         self._speech_model = speech_model
         self._services: Services | None = None
+        self._pool: DecoderPool | None = None
 
     # ---- what others ask
 
@@ -90,6 +95,13 @@ class Gateway:
     def shown_model(self, asked: str | None) -> str:
         """A session shows the name that was asked for: any is answered by the loaded model."""
         return asked[:128] if asked else self.model
+
+    @property
+    def voices(self) -> Voices:
+        """Of the loaded model; a name to show while none is, or if it does not speak."""
+        worker = self.least_busy()
+        names = worker.capacity.voices if worker is not None and worker.capacity else ()
+        return Voices(names or (NO_VOICE,))
 
     @property
     def services(self) -> Services:
@@ -117,6 +129,14 @@ class Gateway:
             "workers": [worker.describe() for worker in self.workers],
         }
 
+    def render_metrics(self) -> bytes:
+        """All figures, those that are looked up included."""
+        if self._pool is not None:
+            self.metrics.show_decoders(self._pool)
+            backlog = self.services.hearing.longest_backlog_samples()
+            self.metrics.speech_backlog.set(backlog / INPUT_SAMPLE_RATE)
+        return self.metrics.render()
+
     @contextmanager
     def holding(self, connection: Connection) -> Iterator[None]:
         """List a connection while it lives."""
@@ -135,12 +155,12 @@ class Gateway:
         """Run the workers and everything around them; on leaving, end them all."""
         loop = asyncio.get_running_loop()
         hearing = Hearing(self._speech_model, loop)
-        decoders = NoDecoders()
-        self._services = Services(self.config, self.metrics, hearing, decoders)
         folder, is_ours = _socket_folder(self.config)
         hearing.start()
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with running_pool(self._deliver_decoded) as pool, asyncio.TaskGroup() as tasks:
+                self._services = Services(self.config, self.metrics, hearing, pool)
+                self._pool = pool
                 for worker in self.workers:
                     self.supervisors.append(self._supervisor(worker, folder))
                 watch = [
@@ -168,6 +188,8 @@ class Gateway:
     async def drain(self, window_s: float) -> None:
         """Let nobody in any more, finish what is being said, for at most `window_s`, and close every socket."""
         self.admission.is_draining = True
+        for supervisor in self.supervisors:
+            supervisor.is_last = True
         say(log, "draining", count=len(self.connections))
         begun_s = time.monotonic()
         wave_s = min(GOODBYE_WAVE_S, window_s / 4) if len(self.connections) > 1 else 0.0
@@ -195,6 +217,11 @@ class Gateway:
             self.fault = fault
             self.failed.set()
 
+    def _deliver_decoded(self, session_id: str, decoded: Decoded) -> None:
+        connection = self.connections.get(session_id)
+        if connection is not None:  # else it has ended
+            connection.receive_decoded(decoded)
+
     def _workers_changed(self) -> None:
         ready = [w.capacity.num_lanes for w in self.workers if w.is_ready and w.capacity]
         limit = self.config.max_sessions
@@ -213,8 +240,6 @@ class Gateway:
             for connection in list(self.connections.values()):
                 connection.check_progress(now)
             self.admission.memory_part = memory_part(await asyncio.to_thread(_read_memory))
-            backlog = self.services.hearing.longest_backlog_samples()
-            self.metrics.speech_backlog.set(backlog / INPUT_SAMPLE_RATE)
             if num_sweeps % KEYS_EVERY_SWEEPS == 0:
                 await self._refresh_keys()
 
@@ -238,16 +263,6 @@ class Gateway:
             await asyncio.sleep(LAG_PROBE_S)
             lag_s = time.perf_counter() - begun_s - LAG_PROBE_S
             self.metrics.loop_lag_s.observe(max(0.0, lag_s))
-
-
-class NoDecoders:
-    """Stands where the decoders will: nothing is ever decoded."""
-
-    def submit(self, session_id: str, job: MediaJob) -> None:
-        return
-
-    def close_session(self, session_id: str) -> None:
-        return
 
 
 def _socket_folder(config: ServerConfig) -> tuple[Path, bool]:

@@ -18,12 +18,10 @@ from streaming.media import output_ms, output_samples
 from streaming.packets import ReportPlayed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from server.events import ItemTruncate, PlaybackAck
     from server.journal import Record
     from server.responses import Responses, Wiring
-    from streaming.packets import Command, TurnTruncated
+    from streaming.packets import TurnTruncated
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +48,9 @@ class _Grace:
 class Heard:
     """Owned by the session."""
 
-    def __init__(
-        self, wiring: Wiring, responses: Responses, send: Callable[[Command], None]
-    ) -> None:
+    def __init__(self, wiring: Wiring, responses: Responses) -> None:
         self._wiring = wiring
         self._responses = responses
-        self._send = send
         self._asked: _Asked | None = None
         self._grace: _Grace | None = None
 
@@ -101,7 +96,7 @@ class Heard:
             origin.session_id, origin.turn_id
         ):
             report = ReportPlayed(origin.session_id, origin.turn_id, record.acked_samples)
-            self._send(report)
+            self._wiring.send(report)
 
     def note_interrupted(self, now_ms: int) -> None:
         """The conversation's reply was stopped."""
@@ -113,9 +108,12 @@ class Heard:
 
     def receive_truncated(self, packet: TurnTruncated) -> None:
         """The worker has cut what it knows of a reply."""
+        journal = self._wiring.journal
         record = self._said_in(packet.session_id, packet.turn_id)
         if record is not None:
             self._revise(record, packet.text, packet.heard_samples)
+        elif packet.text and not journal.made_by(packet.session_id, packet.turn_id):
+            self._responses.distrust(packet.session_id)  # it keeps what no item shows
         asked = self._asked
         if asked is None or (record is not None and record is not asked.record):
             return
@@ -176,21 +174,17 @@ class Heard:
             self._wiring.outbox.put(answer)
 
     def _said_in(self, session_id: str, turn_id: int) -> Record | None:
-        for record in reversed(self._wiring.journal.records):
-            origin = record.origin
-            is_it = origin is not None and (origin.session_id, origin.turn_id) == (
-                session_id,
-                turn_id,
-            )
-            if is_it and isinstance(record.item, AssistantMessage):
-                return record
-        return None
+        made = self._wiring.journal.made_by(session_id, turn_id)
+        return next((r for r in made if isinstance(r.item, AssistantMessage)), None)
 
     def _revise(self, record: Record, text: str, heard_samples: int) -> None:
         words = text.partition(CALL_BEGIN)[0].strip()
-        # A cut takes the calls behind the words as well, but the items of the calls stay.
-        is_alone = record.origin is not None and record.origin.num_items == 1
-        self._wiring.journal.revise(record, words, is_known=is_alone)
+        origin = record.origin
+        assert origin is not None
+        is_there = origin.session_id == self._responses.context.session_id
+        # A cut takes the calls behind the words as well, but the items of the calls stay; or the other way round.
+        is_known = is_there and origin.num_items == 1 and CALL_BEGIN not in text
+        self._wiring.journal.revise(record, words, is_known=is_known)
         if heard_samples < record.num_samples:
             record.kept_samples = heard_samples
 

@@ -46,17 +46,18 @@ class Utterance:
     start_sample: int
     end_sample: int
     """As far as sound has been taken."""
+    has_sound: bool = True
     pieces: list[ClipPart] = field(default_factory=list)
     num_frames: int = 0
     num_thinned: int = 0
 
     @property
-    def duration_ms(self) -> int:
-        return input_ms(self.end_sample - self.start_sample)
+    def num_samples(self) -> int:
+        return self.end_sample - self.start_sample
 
 
 class InputBuffer:
-    """The user's side of a session; owned by the session."""
+    """The user's sound and frames; owned by `Turns`."""
 
     def __init__(self, sound_format: SoundFormat, rules: VideoSettings) -> None:
         self.camera = Camera()
@@ -107,21 +108,25 @@ class InputBuffer:
         if vad == self._vad:
             return
         was_listening, self._vad = self.is_listening, vad
-        if vad is not None:
-            self.to_hear.append(vad)
-        if vad is not None and not was_listening:
-            self._offset = self.clock_sample - self._num_given
-            self.clear()
-        if vad is None and was_listening:
+        if vad is None:
             if self.utterance is not None:
                 self._push_to(self.clock_sample)
             self._trim(self.clock_sample)
+            return
+        self.to_hear.append(vad)
+        if not was_listening:
+            self._offset = self.clock_sample - self._num_given
+            self.clear()
 
-    def append(self, received: bytes) -> None:
-        """Take sound as the client encodes it."""
-        self.append_pcm(self._reader.push(received))
+    def read(self, received: bytes) -> bytes:
+        """Return the samples at 16 kHz that became final with what the client sent."""
+        return self._reader.push(received)
 
-    def append_pcm(self, pcm: bytes) -> None:
+    def finish_reading(self) -> None:
+        """Take the samples for which the reader waits for what follows."""
+        self.append(self._reader.flush())
+
+    def append(self, pcm: bytes) -> None:
         """Take samples at 16 kHz."""
         if not pcm:
             return
@@ -132,30 +137,27 @@ class InputBuffer:
             self._num_given += num_samples
             self.to_hear.append(pcm)
 
-    def add_frame(self, frame: VideoFrame) -> None:
-        self.camera.add(frame, self.rules.fps)
-
     def our_sample(self, listener_sample: int) -> int:
         """Return a sample of the speech thread on the session's clock."""
         return listener_sample + self._offset
 
     def can_begin(self, at_sample: int) -> bool:
         """Speech from there on would be new, and not what a commit or clear has taken already."""
-        return self.is_listening and self.utterance is None and at_sample >= self._free_from
+        return self.utterance is None and at_sample >= self._free_from
 
     def begin(self, at_sample: int, item_id: str, serial: int) -> Utterance:
         """Open an utterance; its sound is what was kept since `at_sample`."""
         assert self.utterance is None
-        start = max(at_sample, self._kept_from)
+        start = min(max(at_sample, self._kept_from), self.clock_sample)
         self._chunker = Chunker()
         self._chunker.open(start)
         self.camera.rewind(start - input_samples(self.rules.lookback_ms))
         self.utterance = Utterance(item_id, serial, start, start)
         return self.utterance
 
-    def begin_manual(self, item_id: str, serial: int) -> Utterance:
-        """Open an utterance with everything that is pending."""
-        return self.begin(self._free_from, item_id, serial)
+    def begin_kept(self, item_id: str, serial: int) -> Utterance:
+        """Open an utterance with everything that is kept, if none is open."""
+        return self.utterance or self.begin(self._kept_from, item_id, serial)
 
     def judge(self, until_sample: int) -> None:
         """Everything before has been judged: an open utterance takes it, else it is let go but for a pre-roll."""
@@ -175,7 +177,11 @@ class InputBuffer:
         utterance = self.utterance
         assert utterance is not None
         self._push_to(at_sample)
+        self._show_newest(utterance)
         self._take(utterance, self._chunker.close())
+        if not utterance.num_samples:
+            utterance.pieces.clear()
+            utterance.has_sound = False
         self._leave(utterance.end_sample)
         return utterance
 
@@ -191,7 +197,7 @@ class InputBuffer:
         start, end = shown[0].capture_sample, shown[-1].capture_sample + SLOT_SAMPLES
         self._chunker = Chunker()
         self._chunker.open(start, has_sound=False)
-        utterance = Utterance(item_id, serial, start, start)
+        utterance = Utterance(item_id, serial, start, start, has_sound=False)
         for frame in shown:
             self._advance_to(utterance, frame.capture_sample)
             self._chunker.add_frame(frame, frame.capture_sample)
@@ -201,9 +207,19 @@ class InputBuffer:
         self.clear()
         return utterance
 
+    def drop_unjudged(self, max_samples: int) -> bool:
+        """Forget the oldest of more than `max_samples` that wait for the detector; True if there were."""
+        if self.clock_sample - self._kept_from <= max_samples:
+            return False
+        if self.utterance is not None:
+            self.clear()
+        self._trim(self.clock_sample - max_samples // 2)
+        return True
+
     def clear(self) -> None:
         """Forget sound and frames that are not committed."""
         self.camera.clear()
+        self._reader = SoundReader(self._format)
         self._leave(self.clock_sample)
         self._tell_detector()
 
@@ -215,12 +231,20 @@ class InputBuffer:
         while utterance.end_sample < min(sample, self.clock_sample):
             start = utterance.end_sample
             end = min(sample, self.clock_sample, start + STEP_SAMPLES)
-            for frame in self.camera.take_until(end + AHEAD_SAMPLES):
+            for frame in self.camera.take_until(start + AHEAD_SAMPLES):
                 self._chunker.add_frame(frame, start)
             first, last = (SAMPLE_BYTES * (s - self._kept_from) for s in (start, end))
             utterance.end_sample = end
             self._take(utterance, self._chunker.push(bytes(self._kept[first:last])))
         self._trim(utterance.end_sample)
+
+    def _show_newest(self, utterance: Utterance) -> None:
+        """A frame that came behind the sound is a moment early in the last slot, rather than in none."""
+        last = max(utterance.num_samples - 1, 0) // SLOT_SAMPLES * SLOT_SAMPLES
+        moment = utterance.start_sample + last
+        for frame in self.camera.take_until(utterance.end_sample + 1):
+            shown = VideoFrame(min(frame.capture_sample, moment), frame.jpeg)
+            self._chunker.add_frame(shown, utterance.end_sample)
 
     def _advance_to(self, utterance: Utterance, sample: int) -> None:
         self._take(utterance, self._chunker.advance(max(0, sample - utterance.end_sample)))

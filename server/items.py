@@ -31,6 +31,8 @@ MAX_PARTS = 1000
 MAX_TEXT_BYTES = 128 * 1024
 """Of one item, as JSON."""
 MAX_AUDIO_BYTES = 15 * 1024 * 1024
+MAX_WAV_BYTES = 1024 * 1024
+"""WAV files are decoded on the spot, which takes a tenth of a second for so many."""
 MAX_IMAGE_BYTES = 8 * 1024 * 1024
 MAX_VIDEO_BYTES = 15 * 1024 * 1024
 VIDEO_TYPES = ("video/webm", "video/mp4")
@@ -285,14 +287,17 @@ def _input_audio(members: dict[str, object], where: str) -> InputAudio:
 
 def _chat_audio(members: dict[str, object], where: str) -> InputAudio:
     """The form of chat completions, which names its own format: a WAV file or, as here, the session's."""
-    encoded = read_base64(require(members, "data", where), f"{where}.data", MAX_AUDIO_BYTES)
+    where_data = f"{where}.data"
+    encoded = read_base64(require(members, "data", where), where_data, MAX_AUDIO_BYTES)
     if encoded[:4] != b"RIFF":
         read_choice(members.get("format") or "pcm16", f"{where}.format", ("pcm16", "pcm"))
         return InputAudio(encoded=encoded)
+    if len(encoded) > MAX_WAV_BYTES:
+        refuse(where_data, f"a WAV file of at most {MAX_WAV_BYTES} bytes")
     try:
         pcm, rate = read_wav(encoded)
     except ClientError as fault:
-        raise ClientError("invalid_value", fault.message, param=f"{where}.data") from None
+        raise ClientError("invalid_value", fault.message, param=where_data) from None
     reader = SoundReader(SoundFormat(Encoding.PCM16, rate))
     return InputAudio(pcm=reader.push(pcm) + reader.flush())
 

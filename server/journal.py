@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from server.context import Passage, Picture, Words, reply_key
+from server.context import Awaited, Passage, Picture, Words, reply_key
 from server.items import (
     AssistantMessage,
     FunctionCall,
@@ -49,6 +49,10 @@ class Origin:
     is_whole: bool = True
     """The items are and say what the worker said; else they must be told like any others."""
 
+    @property
+    def where(self) -> tuple[str, int]:
+        return self.session_id, self.turn_id
+
 
 @dataclass(slots=True)
 class Record:
@@ -72,6 +76,13 @@ class Record:
     @property
     def key(self) -> Key:
         return ("item", self.serial, self.revision)
+
+    @property
+    def sound(self) -> bytes | None:
+        """What the user said, if it is one clip and still kept."""
+        if sum(1 for piece in self.pieces if isinstance(piece, ClipStart)) != 1:
+            return None
+        return b"".join(piece.pcm for piece in self.pieces if isinstance(piece, MediaChunk))
 
     def said(self) -> list[Piece]:
         """Return what the model is to know."""
@@ -138,6 +149,11 @@ class Journal:
         at = next((i for i, r in enumerate(self.records) if r is record), 0)
         return self.records[at - 1].item.id if at else None
 
+    def made_by(self, session_id: str, turn_id: int) -> list[Record]:
+        """Return the items of a reply."""
+        where = session_id, turn_id
+        return [r for r in self.records if r.origin is not None and r.origin.where == where]
+
     def remove(self, item_id: str) -> Record:
         record = self._by_id.pop(item_id)
         self.records = [r for r in self.records if r is not record]
@@ -163,9 +179,10 @@ class Journal:
 
     def passages(self, session_id: str | None) -> list[Passage]:
         """Return what a worker session is to know; `session_id` may have said some of it itself."""
-        shown = [r for r in self._in_context() if r.serial not in self._old_pictures()]
+        old_pictures = self._old_pictures()
+        shown = [r for r in self._in_context() if r.serial not in old_pictures]
         passages = []
-        for origin, run in groupby(shown, lambda r: _OriginId(r, session_id).key):
+        for origin, run in groupby(shown, lambda r: _said_key(r, session_id)):
             records = list(run)
             if origin is not None and len(records) == _num_items(records[0]):
                 passages.append(Passage(origin, ()))
@@ -214,15 +231,12 @@ class Journal:
             _forget_media(record)
 
 
-class _OriginId:
-    """The reply a record can stand for in a worker session, if it is whole and was said there."""
-
-    def __init__(self, record: Record, session_id: str | None) -> None:
-        origin = record.origin
-        is_known = origin is not None and origin.is_whole and origin.session_id == session_id
-        self.key: Key | None = (
-            reply_key(origin.session_id, origin.turn_id) if origin and is_known else None
-        )
+def _said_key(record: Record, session_id: str | None) -> Key | None:
+    """The key of the reply that a record stands for in a worker session, if it is whole and was said there."""
+    origin = record.origin
+    if origin is None or not origin.is_whole or origin.session_id != session_id:
+        return None
+    return reply_key(origin.session_id, origin.turn_id)
 
 
 def assistant_text(item: AssistantMessage) -> str:
@@ -265,6 +279,8 @@ def _num_bytes(piece: Piece) -> int:
     match piece:
         case Picture():
             return len(piece.image)
+        case Awaited():
+            return piece.num_bytes
         case MediaChunk():
             return len(piece.pcm)
         case FramePair():

@@ -32,7 +32,9 @@ class Limits:
     """After an interruption the client may say what was heard; then its last report of playback counts."""
     queue_ms: int = 30_000
     """How long a response waits for a worker."""
-    retry_ms: int = 500
-    """When a worker that was full is asked again."""
+    retry_ms: int = 250
+    """When a worker that was full is asked again; doubled each time."""
+    transcribe_delay_ms: int = 200
+    """How long a committed turn waits for its response to be asked for, before it is transcribed."""
     finish_ms: int = 10_000
     """How long the client may take to close after `session.finished`."""

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import queue
 import sys
 import threading
-import time
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO, TypedDict
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Unpack
 
 MAX_LINES = 10_000
+TALKATIVE = ("uvicorn", "uvicorn.error", "uvicorn.access", "websockets", "asyncio", "httpx")
 FIELDS = "parley_fields"
 """Attribute of a log record that carries the fields."""
 
@@ -30,6 +33,7 @@ class Fields(TypedDict, total=False):
     turn: int
     worker: int
     address: str
+    origin: str
     principal: str
     dialect: str
     code: str | int
@@ -118,16 +122,35 @@ class QueuedLines(logging.Handler):
                 self.num_dropped += 1
 
 
-def set_up_logs(level: str, stream: TextIO | None = None) -> QueuedLines:
-    """Send all logging to `stream` (standard output) as JSON lines; the caller stops what is returned."""
+@contextmanager
+def json_logs(level: str, stream: TextIO | None = None) -> Iterator[QueuedLines]:
+    """Send all logging to `stream` (standard output) as JSON lines, until left."""
+    if sys.stdout is None:  # started with it closed: take its descriptor, or a socket gets it
+        sys.stdout = open(os.devnull, "w")  # for as long as the process lives
     handler = QueuedLines(sys.stdout if stream is None else stream)
     handler.setFormatter(JsonLines())
-    logging.Formatter.converter = time.gmtime
     root = logging.getLogger()
+    handlers_before, level_before = root.handlers[:], root.level
     root.handlers[:] = [handler]
     root.setLevel(level)
     # Their lower levels write request lines with their query, headers and frames.
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "websockets", "asyncio", "httpx"):
+    for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
     handler.start()
-    return handler
+    try:
+        yield handler
+    finally:
+        handler.stop()
+        root.handlers[:] = handlers_before
+        root.setLevel(level_before)
+        if stream is None:
+            _give_up_broken_output()
+
+
+def _give_up_broken_output() -> None:
+    """The interpreter flushes standard output at its end; failing there would become our exit status."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

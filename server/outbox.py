@@ -11,6 +11,7 @@ from server.events import (
     ItemDone,
     OutputAudioDelta,
     OutputAudioDone,
+    OutputItemAdded,
     OutputItemDone,
     OutputTextDelta,
     OutputTextDone,
@@ -69,6 +70,16 @@ class Outbox:
         self._queue.append(queued)
         self.unsent_bytes += queued.num_bytes
 
+    def put_before_items(self, events: list[ServerEvent], response_id: str) -> None:
+        """Queue what closes the first item of a response: in front of its next item, or behind everything."""
+        waiting = list(self._queue)
+        place = next(
+            (i for i, q in enumerate(waiting) if _adds_next_item(q, response_id)), len(waiting)
+        )
+        put = [_Queued(event, response_id) for event in events]
+        self._queue = deque([*waiting[:place], *put, *waiting[place:]])
+        self.unsent_bytes += sum(queued.num_bytes for queued in put)
+
     def take(self) -> ServerEvent | None:
         if not self._queue:
             return None
@@ -86,6 +97,12 @@ class Outbox:
         self._queue = deque(q for q in self._queue if not _is_withdrawn(q, response_id))
         self.unsent_bytes = sum(q.num_bytes for q in self._queue)
         return [q.event for q in withdrawn]
+
+
+def _adds_next_item(queued: _Queued, response_id: str) -> bool:
+    event = queued.event
+    is_item = isinstance(event, OutputItemAdded) and event.output_index > 0
+    return is_item and queued.response_id == response_id
 
 
 def _is_withdrawn(queued: _Queued, response_id: str) -> bool:

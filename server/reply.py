@@ -95,6 +95,7 @@ class Message:
     num_samples: int = 0
     num_closed: int = 0
     """Closing events said."""
+    is_closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +190,7 @@ class Reply:
                 self.rate.learn(len(self.message.text.encode()), self.message.num_samples)
         self._held = ""
         self.usage = usage
-        self._close_message(status)
+        self._say_all(self._close_message(status))
         for call in self._calls:
             self._say_call(call)
         self._calls.clear()
@@ -203,7 +204,8 @@ class Reply:
             self._unsay(event)
         self._held = ""
         self._calls.clear()
-        self._close_message("incomplete")
+        # Calls that wait stay, but only behind the message.
+        self.outbox.put_before_items(self._close_message("incomplete"), self.id)
         if self.turn is not None and not self.turn.is_over:
             self.turn.cancel()
 
@@ -215,7 +217,7 @@ class Reply:
         """End it here, through no fault of the client's; what was said stays said."""
         self._held = ""
         self._calls.clear()
-        self._close_message("incomplete")
+        self._say_all(self._close_message("incomplete"))
         self._say_done("failed", details)
 
     # ---- words
@@ -323,48 +325,41 @@ class Reply:
         self._say(ArgumentsDelta(*where, call.arguments))
         self._say(ArgumentsDone(*where, call.name, call.arguments))
         item.arguments, item.status = call.arguments, "completed"
-        self._say_item_done(record, index, is_withdrawable=False)
+        for event in self._item_done(record, index):
+            self.outbox.put(event)
 
-    def _close_message(self, status: ItemStatus) -> None:
-        """Say the closing events that are not said yet."""
+    def _close_message(self, status: ItemStatus) -> list[ServerEvent]:
+        """Return the message's closing events that are not said yet; the caller says them."""
         message = self.message
-        if message is None:
-            return
-        closings = self._closings(message)
-        if message.num_closed == len(closings) + self._num_item_closings:
-            return
+        if message is None or message.is_closed:
+            return []
+        message.is_closed = True
         message.item.status = status
         content = OutputAudio(message.text) if self.settings.speaks else OutputText(message.text)
         message.item.content = [content]
-        for event in closings[message.num_closed :]:
-            self._say(event)
-        said = max(0, message.num_closed - len(closings))
-        self._say_item_done(message.record, message.output_index, num_said=said)
-        message.num_closed = len(closings) + self._num_item_closings
-
-    @property
-    def _num_item_closings(self) -> int:
-        return 1 if self.place is None else 2
+        message.record.revision += 1
+        events = self._closings(message)[message.num_closed :]
+        message.num_closed += len(events)
+        return events
 
     def _closings(self, message: Message) -> list[ServerEvent]:
         where, text = self._where(message), message.text
+        item_done = self._item_done(message.record, message.output_index)
         if not self.settings.speaks:
-            return [OutputTextDone(*where, text), ContentPartDone(*where, "text", text)]
+            return [OutputTextDone(*where, text), ContentPartDone(*where, "text", text), *item_done]
         return [
             OutputAudioDone(*where),
             OutputTranscriptDone(*where, text),
             ContentPartDone(*where, "audio", text),
+            *item_done,
         ]
 
-    def _say_item_done(
-        self, record: Record, index: int, *, num_said: int = 0, is_withdrawable: bool = True
-    ) -> None:
+    def _item_done(self, record: Record, index: int) -> list[ServerEvent]:
         item = snapshot(record.item)
-        events: list[ServerEvent] = [OutputItemDone(self.id, index, item)]
-        if self.place is not None:
-            events.insert(0, ItemDone(self.place.journal.previous_id(record), item))
-        for event in events[num_said:]:
-            self.outbox.put(event, self.id if is_withdrawable else None)
+        done = OutputItemDone(self.id, index, item)
+        if self.place is None:
+            return [done]
+        return [ItemDone(self.place.journal.previous_id(record), item), done]
 
     def _unsay(self, event: ServerEvent) -> None:
         """The client does not get this after all."""
@@ -381,6 +376,7 @@ class Reply:
                 message.text = message.text[: len(message.text) - len(event.delta)]
             case _:
                 message.num_closed -= 1
+                message.is_closed = False
 
     def _say_done(self, status: str, details: StatusDetails | None) -> None:
         self._say(ResponseDone(self._view(status, details)))
@@ -402,6 +398,10 @@ class Reply:
     def _where(self, message: Message) -> tuple[str, str, int, int]:
         return self.id, message.item.id, message.output_index, 0
 
+    def _say_all(self, events: list[ServerEvent]) -> None:
+        for event in events:
+            self._say(event)
+
     def _say(self, event: ServerEvent) -> None:
         self.outbox.put(event, self.id)
 
@@ -411,4 +411,5 @@ def _first_words(text: str, max_bytes: int) -> str:
     fitting = text.encode()[:max_bytes].decode(errors="ignore")
     if len(fitting) == len(text) or " " not in text:
         return fitting
-    return fitting[: fitting.rfind(" ") + 1]
+    words = fitting[: fitting.rfind(" ") + 1]
+    return words if words.strip() else ""

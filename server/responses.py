@@ -14,6 +14,7 @@ from server.events import ResponseDone, StatusDetails
 from server.reply import Place, Reply, ReplyState, SpokenRate
 from server.tools import CALL_BEGIN, write_prompt
 from streaming.errors import ClientError, RequestFailed
+from streaming.media import output_ms
 from streaming.packets import (
     AudioDelta,
     DoneReason,
@@ -29,13 +30,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Literal
 
-    from server.context import Context, Passage
+    from server.context import Context, Passage, Write
     from server.identity import IdKind
     from server.journal import Journal
     from server.limits import Limits
     from server.outbox import Outbox
     from server.settings import Sampling, Settings
-    from streaming.packets import Capacity
+    from streaming.packets import Capacity, Command
 
     StopReason = Literal["turn_detected", "client_cancelled"]
 
@@ -58,11 +59,19 @@ class _Asked:
     stop_reason: StopReason = "client_cancelled"
     settle_ms: int = 0
     retry_ms: int = 0
+    num_retries: int = 0
     num_shrunk: int = 0
+    first_sound_ms: int | None = None
+    ended_ms: int | None = None
 
     @property
     def is_own(self) -> bool:
         return self.passages is not None
+
+    @property
+    def heard_samples(self) -> int | None:
+        """Nothing behind what was sent can have been heard. None of a reply without sound."""
+        return self.reply.num_samples if self.reply.settings.speaks else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +84,7 @@ class Wiring:
     outbox: Outbox
     new_id: Callable[[IdKind], str]
     new_context: Callable[[], Context]
+    send: Callable[[Command], None]
 
 
 class Responses:
@@ -107,6 +117,27 @@ class Responses:
     def is_closing(self) -> bool:
         """A stopped response waits for what the worker says it cost."""
         return self._main is not None and self._main.reply.state is ReplyState.CLOSING
+
+    def running(self) -> set[tuple[str, int]]:
+        """Return worker session and turn of every reply that is being made."""
+        contexts = [self.context, *(asked.context for asked in self._asked())]
+        return {context.running for context in contexts if context.running is not None}
+
+    @property
+    def is_audible(self) -> bool:
+        """Whoever waits for the conversation's reply has something of it already."""
+        reply = self.main
+        return reply is not None and (
+            reply.num_samples > 0 or (reply.is_shown and not reply.settings.speaks)
+        )
+
+    @property
+    def played_ms(self) -> int | None:
+        """When the newest response has been played, if without a pause; None if it did not come to its end."""
+        main = self._main
+        if main is None or main.ended_ms is None or main.first_sound_ms is None:
+            return main.ended_ms if main is not None else None
+        return max(main.ended_ms, main.first_sound_ms + output_ms(main.reply.num_samples))
 
     @property
     def is_idle(self) -> bool:
@@ -170,12 +201,17 @@ class Responses:
         self._stop(asked, reason, now_ms)
         return True
 
-    def pump(self, prompt: str | None, live: Sequence[Passage] | None, now_ms: int) -> None:
+    def distrust(self, session_id: str) -> None:
+        """A worker session knows what no item says."""
+        if self.context.session_id == session_id:
+            self.context.distrust()
+
+    def pump(self, prompt: str | None, live: Write | None, now_ms: int) -> None:
         """Begin what waits and can begin; else tell the worker what the user says meanwhile.
 
         Args:
             prompt: of the session.
-            live: passages with an utterance that is still open; None without one or if nothing is new.
+            live: writes also of an utterance that is still open; None without one or if nothing is new.
         """
         if self.capacity is None:
             return
@@ -191,6 +227,8 @@ class Responses:
         """Give up waiting for what is overdue."""
         limits = self._wiring.limits
         for asked in self._asked():
+            if now_ms >= asked.retry_ms:
+                asked.retry_ms = 0
             if asked.reply.state is ReplyState.CLOSING and now_ms >= asked.settle_ms:
                 self._end_stopped(asked, Usage())
             elif (
@@ -242,10 +280,11 @@ class Responses:
         if asked is not None:
             asked.reply.receive_text(packet.text)
 
-    def receive_audio(self, packet: AudioDelta) -> None:
+    def receive_audio(self, packet: AudioDelta, now_ms: int) -> None:
         asked = self._running(packet.session_id, packet.turn_id)
         if asked is None:
             return
+        asked.first_sound_ms = now_ms if asked.first_sound_ms is None else asked.first_sound_ms
         try:
             asked.reply.receive_audio(packet.start_sample, packet.pcm)
         except RequestFailed as fault:
@@ -255,15 +294,19 @@ class Responses:
     def receive_done(self, packet: TurnDone, now_ms: int) -> None:
         asked = self._of(packet.session_id, packet.turn_id)
         if asked is None:
-            self._receive_input_fault(packet)
+            self._receive_stray(packet)
             return
         asked.context.end_reply(packet.turn_id)
+        if packet.reason is DoneReason.FAILED:
+            asked.context.close()  # whether it knows the turn's input is not said
         if asked.reply.state is ReplyState.CLOSING:
+            if packet.reason is not DoneReason.CANCELLED:
+                self._cut(asked)  # the reply was over before the worker heard of its end
             self._end_stopped(asked, packet.usage)
         elif packet.reason is DoneReason.FAILED:
-            asked.context.close()  # whether it knows the turn's input is not said
             self._take_failure(asked, packet.code, packet.message, now_ms)
         else:
+            asked.ended_ms = now_ms
             self._finish(asked, packet)
 
     def receive_failure(self, packet: SessionFailed, now_ms: int) -> None:
@@ -323,14 +366,15 @@ class Responses:
         if now_ms < asked.retry_ms:
             return
         reply, context = asked.reply, asked.context
-        passages = asked.passages
-        if passages is None:
-            passages = self._wiring.journal.passages(context.session_id)
+        given = asked.passages
+        write = self._wiring.journal.passages if given is None else lambda _: given
         settings = reply.settings
         prompt = write_prompt(settings.instructions, settings.tools, settings.tool_choice)
-        if not context.tell(prompt, passages):
+        if not context.tell(prompt, write):
             return
         assert self.capacity is not None
+        if reply.place is not None:  # it answers everything that was told
+            reply.place = Place(self._wiring.journal, self._wiring.journal.tail_id)
         turn_id = context.commit(reply_options(settings, has_speech=bool(self.capacity.voices)))
         assert context.session_id is not None
         reply.begin(context.session_id, turn_id)
@@ -348,17 +392,27 @@ class Responses:
         is_answered = reply.state is ReplyState.DONE
         reply.withdraw()
         asked.stop_reason = reason
-        # Nothing behind what was sent can have been heard.
-        heard = reply.num_samples if reply.settings.speaks else None
+        heard = asked.heard_samples
         if was_running:
             context.stop_reply(heard)
             self._show(asked)
+            if heard is None:  # of text the worker keeps all that it made
+                context.distrust()
             reply.state = ReplyState.CLOSING
             asked.settle_ms = now_ms + self._wiring.limits.settle_ms
             return
-        if is_answered and heard is not None and reply.session_id and reply.turn:
-            context.truncate(reply.session_id, reply.turn.turn_id, heard)
+        if is_answered:
+            self._cut(asked)
         self._end_stopped(asked, reply.usage)
+
+    def _cut(self, asked: _Asked) -> None:
+        """The worker has made all of it, but the client has not got all."""
+        reply, heard = asked.reply, asked.heard_samples
+        if reply.session_id is None or reply.turn is None:
+            return
+        where = reply.session_id, reply.turn.turn_id
+        if heard is None or not asked.context.truncate(*where, heard):
+            asked.context.distrust()
 
     def _end_stopped(self, asked: _Asked, usage: Usage) -> None:
         asked.reply.usage = usage
@@ -392,7 +446,8 @@ class Responses:
         can_repeat = not reply.is_shown and now_ms < asked.asked_ms + self._wiring.limits.queue_ms
         if code == WORKER_FULL and can_repeat:
             reply.requeue()
-            asked.retry_ms = now_ms + self._wiring.limits.retry_ms
+            asked.num_retries += 1
+            asked.retry_ms = now_ms + self._wiring.limits.retry_ms * 2**asked.num_retries
         elif code == CONTEXT_FULL and can_repeat and self._shrink(asked):
             reply.requeue()
         elif code == CONTEXT_FULL:
@@ -421,13 +476,18 @@ class Responses:
         if asked is not self._main:
             self._others.remove(asked)
 
-    def _receive_input_fault(self, packet: TurnDone) -> None:
-        """The worker gave up the input of a turn that nobody has committed: it must be told anew."""
-        is_ours = packet.session_id == self.context.session_id
-        if not is_ours or packet.reason is not DoneReason.FAILED:
+    def _receive_stray(self, packet: TurnDone) -> None:
+        """Nobody waits for this turn: the worker gave up its input, or made the reply after it was given up here."""
+        contexts = [self.context, *(asked.context for asked in self._asked())]
+        context = next((c for c in contexts if c.session_id == packet.session_id), None)
+        if context is None or packet.reason is DoneReason.CANCELLED:
             return
-        self.context.close()
-        if packet.code == CONTEXT_FULL and self.capacity is not None:
+        if packet.reason is not DoneReason.FAILED or context.running is not None:
+            context.distrust()
+            return
+        context.close()
+        is_full = packet.code == CONTEXT_FULL and context is self.context
+        if is_full and self.capacity is not None:
             self._wiring.journal.shrink(int(SHRUNK * self.capacity.context_tokens))
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from server.connection import now_ms
 from server.dialect import Dialect
 from server.identity import Identity, new_id
 from server.session_object import session_object
-from server.settings import Settings, Voices
+from server.settings import Settings
 from server.settings_parsing import apply_session_update
 from streaming.errors import ClientError
 
@@ -128,9 +128,7 @@ class Rest:
     def _settings(self, session: Mapping[str, Any], dialect: Dialect) -> Settings:
         """What a session with this configuration would begin with. Raises ClientError."""
         gateway = self._gateway
-        worker = gateway.least_busy()
-        names = worker.capacity.voices if worker is not None and worker.capacity else ("Chelsie",)
-        voices = Voices(names)
+        voices = gateway.voices
         settings = Settings.default(dialect, voices, gateway.config.instructions)
         return apply_session_update(settings, session, dialect, voices)
 

@@ -48,17 +48,21 @@ class Listener(uvicorn.Server):
         yield
 
 
-def serve(config: ServerConfig, show: Callable[[str], None]) -> int:
+def serve(
+    config: ServerConfig, show: Callable[[str], None], num_lines_dropped: Callable[[], int]
+) -> int:
     """Serve until told to stop; return the exit status.
 
     Args:
         show: for the person who started us: where to go, and what is being waited for.
+        num_lines_dropped: of the log, for the metrics.
 
     Raises:
         ConfigFault: a setting, or the address, cannot be used.
         SpeechModelError: the speech model is not installed.
     """
     gateway = Gateway(config, SpeechModel(model_path()))
+    gateway.metrics.log_drops.set_function(num_lines_dropped)
     listener = bind(config.host, config.port, config.backlog)
     with listener, asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_serve(gateway, listener, show))
@@ -70,7 +74,8 @@ def bind(host: str, port: int, backlog: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=backlog)
     except OSError as error:
-        raise ConfigFault(f"cannot listen on {host} port {port}: {error.strerror}") from None
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise ConfigFault(f"cannot listen on {host} port {port}: {reason}") from None
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -193,5 +198,9 @@ async def _greet(gateway: Gateway, port: int, show: Callable[[str], None]) -> No
     show(f"Parley is ready: open {first}")
     for address in others:
         show(f"  from other machines: {address}")
+    if others and not gateway.config.has_tls:
+        show(
+            "  their browsers give a microphone to https only: --tls-self-signed, or --tls-cert and --tls-key"
+        )
     socket_scheme = first.replace("http", "ws", 1)
     show(f"  programs connect to {socket_scheme}/v1/realtime")

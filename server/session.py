@@ -1,10 +1,10 @@
 """Session: a conversation with its client, without sockets and clocks; events and replies in, events and commands out.
 
-    client ──events──▶ receive_event ─┬─▶ InputBuffer ── utterances ──▶ Journal ◀── items ── Reply ◀─┐
-    speech thread ───▶ receive_speech ┘                                   │                           │
-                                              Context ◀── passages ───────┘       Responses ──────────┘
-    client ◀──events── take_event ◀── Outbox     │                                     ▲
-    worker ◀─commands─ commands_to_send ◀────────┘      worker ──replies──▶ receive_reply
+    client ──events──▶ receive_event ──┬─▶ Turns ─── utterances ─▶ Journal ◀─ items ─ Reply ◀──────┐
+    speech thread ───▶ receive_speech ─┤                              │                             │
+    decoders ────────▶ receive_decoded ┘          Context ◀─ passages ┘              Responses ─────┘
+    client ◀──events── take_event ◀── Outbox         │                                   ▲
+    worker ◀─commands─ commands_to_send ◀────────────┘       worker ──▶ receive_reply ───┘
 
 After every input whatever can go on does (`_advance`). A client event whose predecessor still waits for the worker's
 word waits with it, so that answers keep their order.
@@ -13,10 +13,10 @@ word waits with it, so that answers keep their order.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from server.context import Context, Passage
+from server.context import Context
 from server.dialect import correct_dialect
 from server.events import (
     ConversationCreated,
@@ -25,17 +25,12 @@ from server.events import (
     InputAudioClear,
     InputAudioCommit,
     InputCleared,
-    InputCommitted,
     InputImageAppend,
     InputVideoAppend,
     InputVideoClear,
-    ItemAdded,
     ItemCreate,
     ItemDelete,
-    ItemDeleted,
-    ItemDone,
     ItemRetrieve,
-    ItemRetrieved,
     ItemTruncate,
     OutputAudioClear,
     PlaybackAck,
@@ -45,28 +40,28 @@ from server.events import (
     SessionFinish,
     SessionUpdate,
     SessionUpdated,
-    SpeechStarted,
-    SpeechStopped,
     TranscriptionSessionUpdate,
     TranscriptionSessionUpdated,
 )
 from server.heard import Heard
 from server.identity import new_id as random_id
-from server.input import InputBuffer
-from server.intake import Intake, IntakeRules
-from server.items import InputAudio, ItemReference, UserMessage, snapshot
-from server.journal import Journal, Record
+from server.intake import Intake
+from server.item_events import ItemEvents
+from server.journal import Journal
+from server.lifetime import Lifetime
+from server.media.jobs import FaultCode
 from server.outbox import Outbox
+from server.pacing import Pacing
 from server.responses import Responses, Wiring
 from server.settings import Voices
 from server.settings_parsing import apply_response_overrides, apply_session_update
 from server.tools import write_prompt
-from streaming import vad
+from server.transcriber import Transcriber
+from server.turns import Turns
+from server.video import Video
 from streaming.errors import ClientError
-from streaming.media import input_ms, input_samples
 from streaming.packets import (
     AudioDelta,
-    HoldTurn,
     InputRefused,
     SessionFailed,
     TextDelta,
@@ -75,28 +70,21 @@ from streaming.packets import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from server.dialect import Dialect
     from server.events import ClientEvent, EventError, ResponseRequest, ServerEvent
     from server.identity import Identity, IdKind
-    from server.input import Utterance
+    from server.lifetime import Close
     from server.limits import Limits
     from server.media.jobs import Decoded, MediaJob
     from server.settings import Settings
     from streaming.packets import Capacity, Command, Reply
     from streaming.silero import SpeechProgress
+    from streaming.vad import VadSettings
 
 UNANSWERED = (InputAudioAppend, InputImageAppend, InputVideoAppend, PlaybackAck, OutputAudioClear)
 """Client events that nothing answers: they need not wait for the answer of an earlier one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """The connection is to be closed."""
-
-    code: int
-    reason: str
 
 
 class Session:
@@ -119,14 +107,13 @@ class Session:
         self.identity = identity
         self.settings = settings
         self.dialect = dialect
-        self.close: Close | None = None
         self._limits = limits
-        self._new_id = new_id
         self._voices = voices or Voices(capacity.voices if capacity else (settings.voice,))
         self._is_dialect_fixed = is_dialect_fixed
-        self._began_ms = now_ms
         self._commands: list[Command] = []
-        self._num_contexts = 0
+        self._jobs: list[MediaJob] = []
+        self._held: deque[ClientEvent] = deque()
+        self._num_names = 0
         self._outbox = Outbox()
         self._journal = Journal()
         wiring = Wiring(
@@ -135,17 +122,19 @@ class Session:
             self._journal,
             self._outbox,
             new_id,
-            lambda: Context(self._next_session_id, self._commands.append),
+            lambda: Context(self._new_name, self._commands.append),
+            self._commands.append,
         )
         self._responses = Responses(wiring)
         self._responses.capacity = capacity
-        self._heard = Heard(wiring, self._responses, self._commands.append)
-        self._intake = Intake(self._next_job_id)
-        self._num_jobs = 0
-        self._input = InputBuffer(settings.input_format.sound, settings.frames)
-        self._live_told: tuple[int, int] | None = None
-        self._held: deque[ClientEvent] = deque()
-        self._held_turn: tuple[str, int] | None = None
+        self._heard = Heard(wiring, self._responses)
+        self._transcriber = Transcriber(wiring)
+        self._turns = Turns(wiring, settings, self._responses, self._heard, self._transcriber)
+        self._intake = Intake(self._new_name, self._jobs.append, limits.turn_ms)
+        self._items = ItemEvents(wiring, self._intake)
+        self._video = Video(wiring, self._turns, self._new_name, self._jobs.append, now_ms)
+        self._pacing = Pacing(wiring)
+        self._lifetime = Lifetime(limits, self._outbox, now_ms)
         self._outbox.put(SessionCreated(settings))
         self._outbox.put(ConversationCreated(identity.conversation_id))
         self._apply(settings)
@@ -153,6 +142,10 @@ class Session:
     # ---- inputs
 
     def receive_event(self, event: ClientEvent, now_ms: int) -> None:
+        """Take what the client sent."""
+        self._lifetime.note_message(now_ms)
+        if self._lifetime.is_finished:
+            return
         if self._must_wait(event):
             self._held.append(event)
             if len(self._held) > self._limits.max_held_events:
@@ -162,8 +155,10 @@ class Session:
         self._advance(now_ms)
 
     def receive_error(self, error: EventError, now_ms: int) -> None:
-        """A message was no event."""
-        self._outbox.put(ErrorEvent.of(error))
+        """Take a message of the client that was no event."""
+        self._lifetime.note_message(now_ms)
+        self._lifetime.note_fault(now_ms)
+        self._say_fault(error, error.event_id)
         self._advance(now_ms)
 
     def receive_reply(self, reply: Reply, now_ms: int) -> None:
@@ -171,41 +166,45 @@ class Session:
         match reply:
             case TextDelta():
                 self._responses.receive_text(reply)
+                self._transcriber.receive_text(reply)
             case AudioDelta():
-                self._responses.receive_audio(reply)
+                self._responses.receive_audio(reply, now_ms)
             case TurnDone():
                 self._responses.receive_done(reply, now_ms)
+                self._transcriber.receive_done(reply)
             case TurnTruncated():
                 self._heard.receive_truncated(reply)
             case SessionFailed():
                 self._responses.receive_failure(reply, now_ms)
+                self._transcriber.receive_failure(reply.session_id, reply.code, now_ms)
             case InputRefused():
-                self._outbox.put(ErrorEvent("invalid_image", reply.message))
+                self._say_fault(ClientError("invalid_image", reply.message), None)
         self._advance(now_ms)
 
     def receive_speech(self, progress: SpeechProgress, now_ms: int) -> None:
         """Take what the speech thread has heard."""
-        if self._input.is_listening:
-            for event in progress.events:
-                if isinstance(event, vad.SpeechStarted):
-                    self._begin_speech(self._input.our_sample(event.at_sample), now_ms)
-                else:
-                    self._end_speech(self._input.our_sample(event.at_sample), now_ms)
-            self._input.judge(self._input.our_sample(progress.until_sample))
-            self._end_endless_speech(now_ms)
+        if not self._lifetime.is_finishing:
+            self._turns.receive_speech(progress, now_ms)
         self._advance(now_ms)
 
     def receive_decoded(self, decoded: Decoded, now_ms: int) -> None:
         """Take what a decoder made of a job."""
+        fault = self._intake.receive(decoded)
+        if fault is not None:
+            is_ours = fault.code is FaultCode.DROPPED
+            code = "server_error" if is_ours else fault.code.value
+            self._say_fault(ClientError(code, fault.message), None)
+        self._video.receive(decoded, now_ms)
         self._advance(now_ms)
 
     def worker_lost(self, now_ms: int) -> None:
         """The worker is gone, and with it everything it knew of us."""
         self._commands.clear()
-        self._held_turn = None
-        self._live_told = None
+        self._pacing.forget()
         if self._responses.lose_worker():
             self._responses.wants_automatic = True
+        self._transcriber.lose_worker()
+        self._turns.tell_again()
         self._heard.settle()
         self._advance(now_ms)
 
@@ -216,8 +215,12 @@ class Session:
 
     def tick(self, now_ms: int) -> None:
         """Do what was due at `wake_ms`."""
+        self._lifetime.tick(now_ms)
         self._responses.tick(now_ms)
         self._heard.tick(now_ms)
+        self._transcriber.tick(now_ms)
+        if not self._lifetime.is_finishing:
+            self._turns.tick(now_ms)
         self._advance(now_ms)
 
     # ---- outputs
@@ -225,7 +228,7 @@ class Session:
     def take_event(self) -> ServerEvent | None:
         """Return the next event for the client, for it to be sent at once."""
         event = self._outbox.take()
-        self._pace()
+        self._pacing.update(self._responses.running())
         return event
 
     @property
@@ -233,29 +236,52 @@ class Session:
         return self._outbox.unsent_bytes
 
     def commands_to_send(self) -> list[Command]:
+        """Return and forget what the worker is to be told."""
         commands = list(self._commands)
         self._commands.clear()
         return commands
 
-    def speech_to_hear(self) -> list[bytes | vad.VadSettings | int]:
-        heard = list(self._input.to_hear)
-        self._input.to_hear.clear()
+    def speech_to_hear(self) -> list[bytes | VadSettings | int]:
+        """Return and forget what the speech thread is to be given: sound, settings, where a turn was ended."""
+        to_hear = self._turns.input.to_hear
+        heard = list(to_hear)
+        to_hear.clear()
         return heard
 
     def media_to_decode(self) -> list[MediaJob]:
-        jobs = list(self._intake.jobs)
-        self._intake.jobs.clear()
+        """Return and forget the jobs for the decoders."""
+        jobs = list(self._jobs)
+        self._jobs.clear()
         return jobs
+
+    @property
+    def is_idle(self) -> bool:
+        """Nobody is in the middle of something: no turn is open, nothing waits to be answered or sent."""
+        is_quiet = self._turns.input.utterance is None and not self._held
+        is_answered = self._responses.is_idle and not self._responses.wants_automatic
+        return is_quiet and is_answered and self._outbox.unsent_bytes == 0
 
     @property
     def wake_ms(self) -> int | None:
         """When `tick` is due, if nothing else happens."""
-        times = [self._responses.wake_ms(), self._heard.wake_ms()]
+        times = [
+            self._lifetime.wake_ms(),
+            self._responses.wake_ms(),
+            self._heard.wake_ms(),
+            self._transcriber.wake_ms(),
+            None if self._lifetime.is_finishing else self._turns.silence_ms(),
+        ]
         return min((time for time in times if time is not None), default=None)
+
+    @property
+    def close(self) -> Close | None:
+        """The connection is to be closed so, once `take_event` has nothing more."""
+        return self._lifetime.close
 
     def end(self) -> list[Command]:
         """The connection is over: return what closes everything the worker still has of us."""
         self._responses.close()
+        self._transcriber.close()
         return self.commands_to_send()
 
     # ---- client events
@@ -267,7 +293,7 @@ class Session:
 
     @property
     def _is_settling(self) -> bool:
-        """Something a client event began waits for the worker's word."""
+        """Something that a client event began waits for the worker's word."""
         return self._responses.is_closing or self._heard.is_waiting
 
     def _settle(self) -> None:
@@ -278,39 +304,55 @@ class Session:
         try:
             self._dispatch(event, now_ms)
         except ClientError as fault:
-            self._outbox.put(ErrorEvent.of(fault, event.event_id))
+            self._say_fault(fault, event.event_id)
 
     def _dispatch(self, event: ClientEvent, now_ms: int) -> None:
         match event:
             case InputAudioAppend():
-                self._append_audio(event.audio)
+                self._append_sound(event, now_ms)
+            case InputAudioCommit():
+                self._turns.commit(now_ms)
+            case InputAudioClear():
+                self._turns.input.clear()
+                self._outbox.put(InputCleared())
+            case InputImageAppend():
+                self._video.add_picture(event, now_ms)
+            case InputVideoAppend():
+                self._video.add_chunk(event, now_ms)
+            case InputVideoClear():
+                self._video.clear()
             case SessionUpdate():
                 self._update(event)
             case TranscriptionSessionUpdate():
                 self._update_transcription(event)
-            case InputAudioCommit():
-                self._commit_input()
-            case InputAudioClear():
-                self._input.clear()
-                self._outbox.put(InputCleared())
             case ItemCreate():
-                self._create_item(event)
+                self._items.create(event, self.settings)
             case ItemRetrieve():
-                self._retrieve_item(event)
+                self._items.retrieve(event, self.settings)
             case ItemDelete():
-                self._delete_item(event)
+                self._items.delete(event)
             case ItemTruncate():
-                self._truncate_item(event, now_ms)
+                self._truncate(event, now_ms)
+            case PlaybackAck():
+                self._heard.acknowledge(event)
             case ResponseCreate():
                 self._create_response(event.response, now_ms)
             case ResponseCancel():
                 self._cancel_response(event, now_ms)
-            case PlaybackAck():
-                self._heard.acknowledge(event)
-            case SessionFinish() | InputImageAppend() | InputVideoAppend() | InputVideoClear():
-                pass
             case OutputAudioClear():
                 pass
+            case SessionFinish():
+                self._lifetime.is_finishing = True
+                self._turns.input.clear()
+
+    def _say_fault(self, fault: ClientError, event_id: str | None) -> None:
+        if not self._lifetime.is_finishing:
+            self._outbox.put(ErrorEvent.of(fault, event_id))
+
+    def _append_sound(self, event: InputAudioAppend, now_ms: int) -> None:
+        if event.audio and not self._lifetime.is_finishing:
+            self._video.begin_sound(now_ms)
+            self._turns.append(event.audio, now_ms)
 
     def _update(self, event: SessionUpdate) -> None:
         dialect = self.dialect
@@ -334,120 +376,11 @@ class Session:
 
     def _apply(self, settings: Settings) -> None:
         self.settings = settings
-        self._input.set_format(settings.input_format.sound)
-        detection = settings.turn_detection
-        self._input.set_detection(detection.to_vad() if detection is not None else None)
-        self._input.rules = settings.frames
+        self._prompt = write_prompt(settings.instructions, settings.tools, settings.tool_choice)
+        self._turns.apply(settings)
         self._journal.max_pictures = settings.frames.max_frames
 
-    # ---- the user's turn
-
-    def _append_audio(self, received: bytes) -> None:
-        before = self._input.clock_sample
-        self._input.append(received)
-        if self._input.is_listening or self._input.clock_sample == before:
-            return
-        if self._input.utterance is None:
-            self._input.begin_manual(self._new_id("item"), self._journal.next_serial())
-        self._input.take_all()
-
-    def _begin_speech(self, at_sample: int, now_ms: int) -> None:
-        if not self._input.can_begin(at_sample):
-            return  # decided before the detector heard of a commit or clear
-        utterance = self._input.begin(at_sample, self._new_id("item"), self._journal.next_serial())
-        self._outbox.put(SpeechStarted(input_ms(utterance.start_sample), utterance.item_id))
-        detection = self.settings.turn_detection
-        if detection is not None and detection.interrupt_response:
-            if self._responses.cancel(None, "turn_detected", now_ms):
-                self._heard.note_interrupted(now_ms)
-            self._responses.wants_automatic = False
-
-    def _end_speech(self, at_sample: int, now_ms: int) -> None:
-        if self._input.utterance is None:
-            return
-        utterance = self._input.end(at_sample)
-        self._outbox.put(SpeechStopped(input_ms(utterance.end_sample), utterance.item_id))
-        self._add_utterance(utterance)
-        detection = self.settings.turn_detection
-        if detection is not None and detection.create_response:
-            self._responses.wants_automatic = True
-
-    def _end_endless_speech(self, now_ms: int) -> None:
-        """A turn that is too long ends where the limit is; what follows is the next one."""
-        utterance, limit = self._input.utterance, input_samples(self._limits.turn_ms)
-        if utterance is not None and utterance.end_sample - utterance.start_sample >= limit:
-            self._end_speech(utterance.end_sample, now_ms)
-
-    def _commit_input(self) -> None:
-        pending_ms = self._input.pending_ms
-        if pending_ms < self._limits.min_commit_ms:
-            raise ClientError(
-                "input_audio_buffer_commit_empty",
-                "Error committing input audio buffer: buffer too small. Expected at least 100ms of audio, "
-                f"but buffer only has {pending_ms:.2f}ms of audio.",
-            )
-        if self._input.utterance is None:
-            self._input.begin_manual(self._new_id("item"), self._journal.next_serial())
-        self._add_utterance(self._input.end_here())
-
-    def _add_utterance(self, utterance: Utterance) -> None:
-        """What the user said becomes an item."""
-        item = UserMessage(utterance.item_id, [InputAudio()])
-        record = Record(item, utterance.serial, list(utterance.pieces))
-        previous_id = self._journal.add(record, self._journal.tail_id)
-        self._outbox.put(InputCommitted(previous_id, item.id))
-        self._say_added(record, previous_id)
-
-    # ---- items
-
-    def _say_added(self, record: Record, previous_id: str | None) -> None:
-        item = snapshot(record.item)
-        self._outbox.put(ItemAdded(previous_id, item))
-        self._outbox.put(ItemDone(previous_id, item))
-
-    def _create_item(self, event: ItemCreate) -> None:
-        item, journal = event.item, self._journal
-        if item.id and item.id in journal:
-            raise ClientError(
-                "item_create_duplicate_item_id",
-                f"An item with id '{item.id}' exists already.",
-                param="item.id",
-            )
-        after_id = event.previous_item_id
-        if after_id is not None and after_id != "root" and after_id not in journal:
-            raise ClientError(
-                "item_create_invalid_previous_item_id",
-                f"Previous item with id '{after_id}' does not exist.",
-                param="previous_item_id",
-            )
-        pieces = self._intake.read(item, self._intake_rules())
-        item.id = item.id or self._new_id("item")
-        record = Record(item, journal.next_serial(), pieces)
-        where = None if after_id == "root" else after_id or journal.tail_id
-        self._say_added(record, journal.add(record, where))
-
-    def _intake_rules(self) -> IntakeRules:
-        settings = self.settings
-        return IntakeRules(
-            settings.input_format.sound, settings.frames.max_pixels, self._limits.turn_ms
-        )
-
-    def _retrieve_item(self, event: ItemRetrieve) -> None:
-        record = self._require_item(event.item_id, "item_retrieve_invalid_item_id")
-        self._outbox.put(ItemRetrieved(snapshot(record.item), self.settings.input_format))
-
-    def _delete_item(self, event: ItemDelete) -> None:
-        self._require_item(event.item_id, "item_delete_invalid_item_id")
-        self._journal.remove(event.item_id)
-        self._outbox.put(ItemDeleted(event.item_id))
-
-    def _require_item(self, item_id: str, code: str) -> Record:
-        record = self._journal.get(item_id)
-        if record is None:
-            raise ClientError(code, f"Item with id '{item_id}' does not exist.", param="item_id")
-        return record
-
-    def _truncate_item(self, event: ItemTruncate, now_ms: int) -> None:
+    def _truncate(self, event: ItemTruncate, now_ms: int) -> None:
         reply = self._responses.main
         message = reply.message if reply is not None and reply.is_active else None
         if message is not None and message.item.id == event.item_id:
@@ -458,43 +391,20 @@ class Session:
         else:
             self._heard.truncate(event, now_ms)
 
-    # ---- responses
-
     def _create_response(self, request: ResponseRequest, now_ms: int) -> None:
         settings = apply_response_overrides(
             self.settings, request.overrides or {}, self.dialect, self._voices
         )
-        passages = self._passages_of(request)
+        given = request.input
+        passages = None if given is None else self._items.passages(given, settings)
         if request.conversation == "none":
             told = self._journal.passages(None) if passages is None else passages
             self._responses.create_out_of_band(settings, told, now_ms, request.metadata)
         else:
             self._responses.create(settings, now_ms, metadata=request.metadata, passages=passages)
 
-    def _passages_of(self, request: ResponseRequest) -> list[Passage] | None:
-        """What a response is to know instead of the conversation."""
-        if request.input is None:
-            return None
-        records = [
-            self._record_of(item, f"response.input.{index}")
-            for index, item in enumerate(request.input)
-        ]
-        return [Passage(record.key, record.said()) for record in records]
-
-    def _record_of(self, item: object, where: str) -> Record:
-        if not isinstance(item, ItemReference):
-            pieces = self._intake.read(item, self._intake_rules(), where)  # type: ignore[arg-type]
-            return Record(item, self._journal.next_serial(), pieces)  # type: ignore[arg-type]
-        record = self._journal.get(item.id)
-        if record is None:
-            raise ClientError(
-                "invalid_value", f"Item with id '{item.id}' does not exist.", param=f"{where}.id"
-            )
-        return record
-
     def _cancel_response(self, event: ResponseCancel, now_ms: int) -> None:
-        is_stopped = self._responses.cancel(event.response_id, "client_cancelled", now_ms)
-        if not is_stopped:
+        if not self._responses.cancel(event.response_id, "client_cancelled", now_ms):
             raise ClientError(
                 "response_cancel_not_active", "Cancellation failed: no active response found"
             )
@@ -509,45 +419,26 @@ class Session:
         if self._responses.wants_automatic and not self._responses.is_busy:
             self._responses.create(self.settings, now_ms, is_automatic=True)
         self._pump(now_ms)
-        self._pace()
+        self._video.report(now_ms)
+        self._pacing.update(self._responses.running())
+        if self._lifetime.is_finishing and self._is_all_said:
+            self._lifetime.finish(now_ms)
 
     def _pump(self, now_ms: int) -> None:
-        prompt = write_prompt(
-            self.settings.instructions, self.settings.tools, self.settings.tool_choice
-        )
-        self._responses.pump(prompt, self._live_passages(), now_ms)
+        """Tell the worker what it can be told."""
+        if self._responses.capacity is None:
+            return
+        self._responses.pump(self._prompt, self._turns.write_live(), now_ms)
+        if not self._responses.is_busy or self._responses.is_audible:
+            self._transcriber.pump(now_ms)
 
-    def _live_passages(self) -> Sequence[Passage] | None:
-        """What the worker is to know while the user still speaks; None if nothing is new."""
-        utterance = self._input.utterance
-        if utterance is None:
-            self._live_told = None
-            return None
-        now = utterance.serial, len(utterance.pieces)
-        if self._live_told == now:
-            return None
-        self._live_told = now
-        live = Passage(("item", utterance.serial, 0), utterance.pieces, is_growing=True)
-        return [*self._journal.passages(self._responses.context.session_id), live]
+    @property
+    def _is_all_said(self) -> bool:
+        is_idle = self._responses.is_idle and not self._responses.wants_automatic
+        is_over = self._lifetime.is_finished or self._held
+        return is_idle and self._transcriber.is_idle and not is_over
 
-    def _pace(self) -> None:
-        """Have the reply wait while its client does not take what is made."""
-        context = self._responses.context
-        turn = (context.session_id or "", context.running_turn_id)
-        if self._held_turn is not None and self._held_turn != turn:
-            self._held_turn = None
-        unsent, limit = self._outbox.unsent_bytes, self._limits.hold_bytes
-        if self._held_turn is None and unsent > limit and turn[1] is not None:
-            self._held_turn = turn[0], turn[1]
-            self._commands.append(HoldTurn(*self._held_turn, True))
-        elif self._held_turn is not None and unsent < limit // 2:
-            self._commands.append(HoldTurn(*self._held_turn, False))
-            self._held_turn = None
-
-    def _next_session_id(self) -> str:
-        self._num_contexts += 1
-        return f"{self.identity.session_id}.{self._num_contexts}"
-
-    def _next_job_id(self) -> str:
-        self._num_jobs += 1
-        return f"still.{self._num_jobs}"
+    def _new_name(self) -> str:
+        """Return an id for a worker session or a decoder's job."""
+        self._num_names += 1
+        return f"{self.identity.session_id}.{self._num_names}"

@@ -97,7 +97,7 @@ def _nested(settings: Settings, identity: Identity) -> Members:
                 "format": nested_format(settings.input_format),
                 "transcription": _transcription(settings.transcription, identity),
                 "noise_reduction": _noise_reduction(settings),
-                "turn_detection": _turn_detection(settings.turn_detection, has_timeout=True),
+                "turn_detection": _turn_detection(settings.turn_detection, Dialect.GA),
             },
             "output": output,
         },
@@ -118,7 +118,7 @@ def _flat(settings: Settings, identity: Identity, dialect: Dialect) -> Members:
         "output_audio_format": flat_output_format(settings.output_format, dialect),
         "input_audio_noise_reduction": _noise_reduction(settings),
         "input_audio_transcription": _transcription(settings.transcription, identity),
-        "turn_detection": _turn_detection(settings.turn_detection, has_timeout=False),
+        "turn_detection": _turn_detection(settings.turn_detection, dialect),
         "tools": [tool(one) for one in settings.tools],
         "tool_choice": _tool_choice(settings.tool_choice),
         "temperature": temperature(settings),
@@ -131,7 +131,7 @@ def _flat(settings: Settings, identity: Identity, dialect: Dialect) -> Members:
     return shown
 
 
-def _turn_detection(detection: TurnDetection | None, *, has_timeout: bool) -> Members | None:
+def _turn_detection(detection: TurnDetection | None, dialect: Dialect) -> Members | None:
     if detection is None:
         return None
     # Clients cancel by themselves where `interrupt_response` is falsy: it must be there.
@@ -141,12 +141,15 @@ def _turn_detection(detection: TurnDetection | None, *, has_timeout: bool) -> Me
     }
     if detection.type == "semantic_vad":
         return {"type": "semantic_vad", "eagerness": detection.eagerness, **shared}
+    # Flat objects had no timeout when they were new: they show it only if it is set.
+    is_shown = detection.idle_timeout_ms is not None or not dialect.is_flat
+    timeout = {"idle_timeout_ms": detection.idle_timeout_ms} if is_shown else {}
     return {
         "type": "server_vad",
         "threshold": detection.threshold,
         "prefix_padding_ms": detection.prefix_padding_ms,
         "silence_duration_ms": detection.silence_duration_ms,
-        **({"idle_timeout_ms": detection.idle_timeout_ms} if has_timeout else {}),
+        **timeout,
         **shared,
     }
 

@@ -41,7 +41,7 @@ class Voices:
     """The voices of the loaded model, and which of them stands for a name it does not have."""
 
     names: tuple[str, ...]
-    """As the model calls them, at least one; the first is the default."""
+    """As the model calls them."""
     voice_by_name: Mapping[str, str] = field(default_factory=lambda: VOICE_BY_NAME)
     """By lower-case name."""
     otherwise: str = "Chelsie"
@@ -50,7 +50,12 @@ class Voices:
         """Return the voice that answers to a name; case does not matter."""
         wanted = self.voice_by_name.get(asked.lower(), self.otherwise)
         by_lower = {name.lower(): name for name in reversed(self.names)}
-        return by_lower.get(asked.lower()) or by_lower.get(wanted.lower()) or self.names[0]
+        return by_lower.get(asked.lower()) or by_lower.get(wanted.lower()) or self.default
+
+    @property
+    def default(self) -> str:
+        """The model's first voice. Sessions show one even if the model cannot speak."""
+        return self.names[0] if self.names else self.otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +172,7 @@ class Settings:
         return cls(
             input_format=NamedFormat(SoundFormat(Encoding.PCM16, input_rate(dialect)), "pcm16"),
             output_format=NamedFormat(SoundFormat(Encoding.PCM16, OUTPUT_SAMPLE_RATE), "pcm16"),
-            voice=voices.names[0],
+            voice=voices.default,
             instructions=instructions,
             turn_detection=TurnDetection(silence_duration_ms=default_silence_ms(dialect)),
             transcription=Transcription() if dialect is Dialect.DASHSCOPE else None,

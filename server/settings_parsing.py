@@ -81,7 +81,7 @@ def apply_session_update(
         ClientError: a member is wrong; `param` begins with `session.`.
     """
     _require_conversation(raw.get("type"))
-    return _apply(settings, raw, "session", _SESSION, _Context(dialect, voices))
+    return _apply(settings, raw, "session", SESSION_READERS, _Context(dialect, voices))
 
 
 def apply_response_overrides(
@@ -92,7 +92,7 @@ def apply_response_overrides(
     Raises:
         ClientError: a member is wrong; `param` begins with `response.`.
     """
-    return _apply(settings, raw, "response", _RESPONSE, _Context(dialect, voices))
+    return _apply(settings, raw, "response", RESPONSE_READERS, _Context(dialect, voices))
 
 
 def _require_conversation(kind: object) -> None:
@@ -171,7 +171,7 @@ def _max_output_tokens(settings: Settings, value: object, where: str, _: _Contex
 # ---- sound
 
 
-_FORMATS: Mapping[str, tuple[str, Encoding, int | None]] = {
+FORMATS: Mapping[str, tuple[str, Encoding, int | None]] = {
     "audio/pcm": ("pcm16", Encoding.PCM16, None),
     "pcm16": ("pcm16", Encoding.PCM16, None),
     "pcm": ("pcm", Encoding.PCM16, None),
@@ -204,9 +204,9 @@ def _input_rate(settings: Settings, value: object, where: str, _: _Context) -> S
 
 def _read_format(value: object, where: str, usual_rate: int) -> NamedFormat:
     if isinstance(value, str):
-        return _format(read_choice(value, where, tuple(_FORMATS)), usual_rate)
+        return _format(read_choice(value, where, tuple(FORMATS)), usual_rate)
     members = read_object(value, where)
-    kind = read_choice(members.get("type") or "audio/pcm", f"{where}.type", tuple(_FORMATS))
+    kind = read_choice(members.get("type") or "audio/pcm", f"{where}.type", tuple(FORMATS))
     for name in ("rate", "sample_rate"):
         if (rate := members.get(name)) is not None:
             usual_rate = _read_rate(rate, f"{where}.{name}")
@@ -214,7 +214,7 @@ def _read_format(value: object, where: str, usual_rate: int) -> NamedFormat:
 
 
 def _format(kind: str, usual_rate: int) -> NamedFormat:
-    name, encoding, rate = _FORMATS[kind]
+    name, encoding, rate = FORMATS[kind]
     return NamedFormat(SoundFormat(encoding, rate or usual_rate), name)
 
 
@@ -385,7 +385,7 @@ NULL_SWITCHES_OFF: frozenset[_Reader] = frozenset(
     {_turn_detection, _transcription, _noise_reduction}
 )
 # In both tables the later entry wins if a client sends two spellings: the nested ones, then, are last.
-_RESPONSE: _Readers = {
+RESPONSE_READERS: _Readers = {
     ("instructions",): _instructions,
     ("modalities",): _modalities,
     ("output_modalities",): _modalities,
@@ -405,8 +405,8 @@ _RESPONSE: _Readers = {
     ("presence_penalty",): _sampling("presence_penalty", -2.0, 2.0),
     ("seed",): _whole_sampling("seed", 0, 2**31 - 1),
 }
-_SESSION: _Readers = {
-    **_RESPONSE,
+SESSION_READERS: _Readers = {
+    **RESPONSE_READERS,
     ("input_audio_format",): _input_format,
     ("sample_rate",): _input_rate,
     ("audio", "input", "format"): _input_format,

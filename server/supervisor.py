@@ -82,6 +82,8 @@ class Supervisor:
         self._starts = metrics.worker_starts.labels(str(client.index))
         self._deaths = metrics.worker_deaths.labels(str(client.index))
         self._failed_starts: deque[float] = deque(maxlen=config.max_failed_starts)
+        self.is_last = False
+        """A worker that ends now is not replaced: at a terminal it hears the same Ctrl-C as we do."""
         self._is_stopping = False
         self._child: asyncio.subprocess.Process | None = None
         self._link_ended = asyncio.Event()
@@ -101,9 +103,9 @@ class Supervisor:
         server = await serve_links(self._path, decode_reply, self._accept)
         try:
             num_restarts = 0
-            while not self._is_stopping:
+            while not (self._is_stopping or self.is_last):
                 await asyncio.sleep(self._delay_s(num_restarts))
-                if self._is_stopping:
+                if self._is_stopping or self.is_last:
                     break
                 begun_s = time.monotonic()
                 await self._live()

@@ -7,6 +7,7 @@ the real engine's behaviour.
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -373,7 +374,7 @@ def knowledge(session: FakeConversation) -> list[Known]:
 
 
 def describe_clip(clip: list[object]) -> tuple[object, ...]:
-    """Kind, sound and pairs of a clip, however it was cut."""
+    """Kind, length and checksum of the sound, and pairs of a clip, however it was cut."""
     sound = b"".join(part for part in clip[1:] if isinstance(part, bytes))
     pairs = tuple(part for part in clip[1:] if isinstance(part, tuple))
-    return (clip[0], sound, *pairs)
+    return (clip[0], len(sound), zlib.crc32(sound), *pairs)

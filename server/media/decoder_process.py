@@ -48,6 +48,8 @@ MAX_MEMORY_BYTES = 512 * 1024 * 1024
 STANDARD_DESCRIPTORS = 3
 EMIT_PCM_BYTES = INPUT_SAMPLE_RATE // 5 * SAMPLE_BYTES
 """Sound is sent on in pieces of at least 200 ms, or a packet would cross the pipe for every 20 ms."""
+NICENESS = 5
+"""Whoever talks comes first."""
 HARD_CPU_MARGIN_S = 1
 """A decoder that never returns to count its own time is ended by the kernel."""
 
@@ -56,15 +58,22 @@ _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 
 
 def main() -> None:
-    _die_with(int(sys.argv[1]))
+    parent_pid = int(sys.argv[1])
+    _die_with(parent_pid)
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # meant for the parent, which ends us in its own time
+    os.nice(NICENESS)
     _warm_up()
     _confine()
-    _serve(sys.stdin.buffer, sys.stdout.buffer)
+    _die_with(parent_pid)  # a change of user namespace may have undone it
+    link = _Link(sys.stdin.buffer, sys.stdout.buffer)
+    link.send(Decoded("", is_job_done=True))  # ready
+    _serve(link)
 
 
-def _serve(jobs: BinaryIO, answers: BinaryIO) -> None:
+def _serve(link: _Link) -> None:
     """Until the parent closes the pipe."""
-    link = _Link(jobs, answers)
     while (job := link.receive()) is not None:
         _limit_cpu()
         match job:

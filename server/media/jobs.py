@@ -8,7 +8,9 @@ in order. Its time is its own: 0 is the first sample or picture in it, whatever 
     StreamData(is_last=True)──▶ Decoded … Decoded(is_job_done=True)
     Stills                  ──▶ Decoded(is_job_done=True)                one picture or a fault
 
-A fault ends the stream: nothing more comes of its key until a piece with `is_new`.
+A fault ends the stream: nothing more comes of its key, pieces already submitted included, until a piece with `is_new`.
+What was decoded before it stands. A file of its own is one piece that is both new and last; one of more than ten
+seconds may be cut into several pieces, as each of them has a budget.
 """
 
 from __future__ import annotations
@@ -112,9 +114,10 @@ class Decoded(msgspec.Struct, frozen=True, array_like=True):
     frames: tuple[DecodedFrame, ...] = ()
     """In order of time."""
     pcm: bytes = b""
-    """Sound that follows the sound before it without a gap: int16 little-endian mono at 16 kHz."""
+    """The sound that follows the sound before it: int16 little-endian mono at 16 kHz. Gaps of up to two seconds are
+    filled with silence; at a longer one, or a step back, `pcm_offset_ms` jumps."""
     pcm_offset_ms: int = 0
-    """Where `pcm` begins, on the stream's clock."""
+    """Where `pcm` begins, on the stream's clock; the first one shows how far the sound is behind the picture."""
     is_job_done: bool = False
     """Nothing more comes of this job."""
     fault: MediaFault | None = None

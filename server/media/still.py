@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from server.media.jobs import Decoded, DecodedFrame, FaultCode, MediaFault, Stills
@@ -50,20 +51,30 @@ def write_jpeg(picture: Image.Image) -> bytes:
 
 def _reencode(image: bytes, max_pixels: int) -> bytes:
     with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
-        width, height = scaled_size(*opened.size, max_pixels)
-        opened.draft("RGB", (width, height))  # a JPEG is decoded at the next larger eighth
-        picture = _flatten(ImageOps.exif_transpose(opened))
-    return write_jpeg(
-        picture.resize(scaled_size(*picture.size, max_pixels), Image.Resampling.LANCZOS)
-    )
+        size = scaled_size(*opened.size, max_pixels)
+        opened.draft("RGB", size)  # a JPEG is decoded at the next larger eighth
+        # The large picture is not copied: the largest allowed ones only just fit into the process.
+        small = _plain(opened).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return write_jpeg(ImageOps.exif_transpose(_opaque(small)))
 
 
-def _flatten(picture: Image.Image) -> Image.Image:
+def _plain(picture: Image.Image) -> Image.Image:
+    """A picture whose values can be averaged: no palette, no 16 bits."""
+    if picture.mode.startswith("I"):
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode in ("1", "P", "PA"):
+        return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    return picture
+
+
+def _opaque(picture: Image.Image) -> Image.Image:
+    """The picture on white paper."""
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     layer = picture.convert("RGBA")
     flat = Image.new("RGB", layer.size, "white")
     flat.paste(layer, mask=layer.getchannel("A"))
+    flat.info = picture.info  # which way is up
     return flat
 
 

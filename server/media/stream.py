@@ -13,6 +13,7 @@ the stream may make of itself is counted while it is decoded (`Budget`).
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn, Protocol
@@ -64,6 +65,8 @@ PROBE_OPTIONS = {
     "protocol_whitelist": "none",  # no such protocol: a container may not refer to anything
 }
 
+BUFFER_BYTES = 128 * 1024
+"""The most that the demuxer asks for at once."""
 MAX_PIXELS = MAX_STREAM_WIDTH * MAX_STREAM_HEIGHT
 MAX_CHANNELS = 8
 SLACK = 1.2
@@ -93,6 +96,48 @@ class Source(Protocol):
 
     def read(self, num_bytes: int) -> bytes:
         """Return what there is, at most `num_bytes`; block while there is nothing; empty at the end."""
+
+
+class _WholeHeader:
+    """An MP4 whose header comes in one read, if it fits into one.
+
+    The demuxer steps back while it reads a track's description, and it can do so only within what it read at once: a
+    stream cut there would not open.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._header: bytes | None = None
+
+    def read(self, num_bytes: int) -> bytes:
+        if self._header is None:
+            self._header = self._read_header(num_bytes)
+        if not self._header:
+            return self._source.read(num_bytes)
+        taken, self._header = self._header[:num_bytes], self._header[num_bytes:]
+        return taken
+
+    def _read_header(self, num_bytes: int) -> bytes:
+        header = b""
+        while len(header) < min(_header_end(header), num_bytes):
+            received = self._source.read(num_bytes - len(header))
+            if not received:
+                break
+            header += received
+        return header
+
+
+def _header_end(begin: bytes) -> int:
+    """Bytes up to the end of the `moov` box, as far as the boxes before it tell (ISO/IEC 14496-12, section 4.2)."""
+    at = 0
+    while len(begin) >= at + 8:
+        size, name = int.from_bytes(begin[at : at + 4]), begin[at + 4 : at + 8]
+        if size < 8:  # "until the end", or a length of eight bytes: no header of a recorder's
+            return at
+        at += size
+        if name == b"moov":
+            return at
+    return at + 8
 
 
 @dataclass(slots=True)
@@ -137,8 +182,9 @@ def decode_stream(first: StreamData, source: Source, budget: Budget, emit: Emit)
     """
     try:
         with av.open(
-            source,
+            _WholeHeader(source) if first.format is MediaType.MP4 else source,
             "r",
+            buffer_size=BUFFER_BYTES,
             format=DEMUXERS[first.format].partition(",")[0],
             options={**PROBE_OPTIONS, "format_whitelist": DEMUXERS[first.format]},
             io_open=_refuse_reference,
@@ -155,13 +201,13 @@ def _decode_packets(
 ) -> None:
     clock, streams = _Clock(), _wanted_streams(container, first)
     picture, sound = _Picture(first, clock, emit), _Sound(first, clock, emit)
-    num_bad = 0
+    num_bad: Counter[int] = Counter()  # by stream, since a packet of it was decoded
     for packet in container.demux(streams):
         budget.check_time()
         _require_size(packet.stream)
         try:
             for frame in packet.decode():
-                num_bad = 0
+                num_bad[packet.stream_index] = 0
                 if isinstance(frame, av.VideoFrame):
                     budget.count_frame()
                     picture.take(frame)
@@ -169,8 +215,8 @@ def _decode_packets(
                     budget.count_sound(frame.samples / frame.sample_rate)
                     sound.take(frame, budget)
         except av.error.InvalidDataError:
-            num_bad += 1
-            if num_bad > MAX_BAD_PACKETS:
+            num_bad[packet.stream_index] += 1
+            if num_bad[packet.stream_index] > MAX_BAD_PACKETS:
                 raise
     sound.flush()
 

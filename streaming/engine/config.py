@@ -35,6 +35,7 @@ class EngineConfig:
         guard_ms: a playout that runs dry within this time goes before everything else.
         codec_solver: `method:points:guidance` of the codec's flow, `euler:5:0` say; empty is the checkpoint's own.
         max_prefixes: system prompts whose pages are kept for the next session.
+        use_codec_thread: make sound beside the step loop, on a core of its own; without effect on a GPU.
         use_graphs: replay decode steps as CUDA graphs; without effect on a CPU.
         threads: of torch on a CPU; more than one stalls small kernels on a busy machine.
     """
@@ -57,6 +58,7 @@ class EngineConfig:
     codec_solver: str = ""
     max_prefixes: int = 16
     max_image_pixels: int = 40_000_000
+    use_codec_thread: bool = True
     use_graphs: bool = True
     threads: int = 1
 

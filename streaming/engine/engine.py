@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from concurrent import futures
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,11 @@ import torch
 
 from model.attention import preferred_page_size
 from model.mel import LogMel
+from streaming.engine.codec_stage import WindowContent
 from streaming.engine.conversation import Conversation, TurnState
 from streaming.engine.pages import IntegrityError, PagePool, PrefixCache
 from streaming.engine.pictures import Pictures, decode_pictures
-from streaming.engine.runner import EncodeContent, Runner, StepOutput, WindowContent
+from streaming.engine.runner import EncodeContent, Runner, StepOutput
 from streaming.engine.scheduler import Limits, Scheduler, StepPlan
 from streaming.engine.sequence import SAMPLES_PER_MS, Phase, Role, Segment
 from streaming.engine.shared import Shared
@@ -37,7 +39,9 @@ from streaming.packets import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from collections.abc import Sequence as Seq
+    from concurrent.futures import Future
 
     from model.omni import Omni
     from streaming.engine.config import EngineConfig
@@ -56,8 +60,14 @@ class EngineDead(RuntimeError):
 class Engine:
     """Many conversations on one checkpoint."""
 
-    def __init__(self, omni: Omni, config: EngineConfig, capture: Capture | None = None) -> None:
-        """`capture`: see `Runner`.
+    def __init__(
+        self,
+        omni: Omni,
+        config: EngineConfig,
+        capture: Capture | None = None,
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`capture`: see `Runner`. `wake`: called from any thread when there is work again.
 
         Raises:
             ValueError: settings that do not fit the checkpoint.
@@ -82,6 +92,9 @@ class Engine:
         self._unshared: dict[str, tuple[int, ...]] = {}
         """System prompts that are not in the prefix cache yet, by the session that computes them."""
         self._num_opened = 0
+        self._wake = wake
+        self._sounding: tuple[StepPlan, Future[list[bytes]]] | None = None
+        """Windows that the codec makes beside the step loop."""
         self._sacrificed_ms: float | None = None
         """When a session last paid for memory that was missing."""
         self._outbox: list[Reply] = []
@@ -106,7 +119,18 @@ class Engine:
 
     def has_work(self, now_ms: float) -> bool:
         """A step would do something now."""
-        return bool(self._outbox) or self.scheduler.has_runnable(now_ms)
+        is_made = self._sounding is not None and self._sounding[1].done()
+        return is_made or bool(self._outbox) or self.scheduler.has_runnable(now_ms)
+
+    @property
+    def is_sounding(self) -> bool:
+        """The codec is at work beside the step loop: there will be work without any command."""
+        return self._sounding is not None
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Until the sound in the making is made; `wake` says so to who has other things to wait for, too."""
+        if self._sounding is not None:
+            futures.wait([self._sounding[1]], timeout_s)
 
     @property
     def is_busy(self) -> bool:
@@ -138,6 +162,7 @@ class Engine:
         Raises:
             EngineDead: nothing more can be computed here.
         """
+        self._collect_sound(now_ms)
         plan = self.scheduler.plan(now_ms)
         if plan is not None:
             self._run(plan, now_ms)
@@ -293,12 +318,43 @@ class Engine:
 
     def _run(self, plan: StepPlan, now_ms: float) -> None:
         try:
-            self._run_fitting(plan, now_ms)
+            if plan.role is Role.CODEC and self.runner.codec and self.runner.codec.has_thread:
+                self._start_sound(plan)
+            else:
+                self._run_fitting(plan, now_ms)
         except (IntegrityError, EngineDead):
             raise
         except Exception as fault:
             log.exception("step failed role=%s phase=%s", plan.role.name, plan.phase.name)
             self._fail_step(plan, fault)
+
+    def _start_sound(self, plan: StepPlan) -> None:
+        """Let the codec's thread make the windows of a plan, while steps of everything else go on."""
+        self.scheduler.commit(plan)
+        self.scheduler.busy_roles.add(Role.CODEC)
+        made = self.runner.start_windows(plan)
+        self._sounding = plan, made
+        made.add_done_callback(lambda _: self._wake())
+
+    def _collect_sound(self, now_ms: float) -> None:
+        if self._sounding is None or not self._sounding[1].done():
+            return
+        (plan, made), self._sounding = self._sounding, None
+        self.scheduler.busy_roles.discard(Role.CODEC)
+        try:
+            self._deliver_sound(plan, made.result(), now_ms)
+            self.num_steps += 1
+        except Exception as fault:
+            log.exception("step failed role=%s", plan.role.name)
+            self._fail_step(plan, fault)
+
+    def _deliver_sound(self, plan: StepPlan, sounds: list[bytes], now_ms: float) -> None:
+        for job, pcm in zip(plan.jobs, sounds, strict=True):
+            assert isinstance(job.content, WindowContent)
+            owner, conversation = job.content.owner, self.conversations.get(job.session_id)
+            # The reply may have been cancelled, its session closed, its lane given away in the meantime.
+            if conversation is not None and conversation.reply is owner and not owner.is_over:
+                conversation.window_done(pcm, job.content.is_last, now_ms)
 
     def _run_fitting(self, plan: StepPlan, now_ms: float) -> None:
         """Run a plan, or its more urgent half if it does not fit the memory; if that does not either, one session pays.
@@ -360,9 +416,7 @@ class Engine:
                 assert isinstance(job.content, EncodeContent)
                 job.content.segment.rows = rows
         elif plan.role is Role.CODEC:
-            for job, pcm in zip(plan.jobs, output.pcm, strict=True):
-                assert isinstance(job.content, WindowContent)
-                self.conversations[job.session_id].window_done(pcm, job.content.is_last, now_ms)
+            self._deliver_sound(plan, output.pcm, now_ms)
         else:
             self._commit_tokens(plan, output, segments, now_ms)
         if plan.phase is Phase.PREFILL and self._unshared:

@@ -18,6 +18,7 @@ from model.sampling import SamplingBatch, sample
 from model.talker import suppressed_codes
 from model.thinker import talker_rows
 from streaming.engine.batch import StepInputs, pack
+from streaming.engine.codec_stage import CodecStage
 from streaming.engine.graphs import CudaCapture, DecodeGraphs
 from streaming.engine.scheduler import StepPlan
 from streaming.engine.sequence import Phase, Role
@@ -25,9 +26,11 @@ from streaming.engine.sequence import Phase, Role
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from collections.abc import Sequence as Seq
+    from concurrent.futures import Future
 
     from model.image import Patches
     from model.omni import Omni
+    from streaming.engine.codec_stage import WindowContent
     from streaming.engine.config import EngineConfig
     from streaming.engine.graphs import Capture
     from streaming.engine.sequence import Job, Segment, Sequence
@@ -40,15 +43,6 @@ class EncodeContent:
     segment: Segment
     media: Tensor | Patches
     """Mel frames of a block, or patches of a frame pair."""
-
-
-@dataclass(frozen=True, slots=True)
-class WindowContent:
-    """Codec tokens that complete a lane's next window, or its last."""
-
-    lane: int
-    codes: tuple[int, ...]
-    is_last: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +72,7 @@ class Runner:
         self._max_rows = config.max_text_tokens
         thinker, talker = omni.model.thinker, omni.model.talker
         self._caches = {Role.THINKER: self._cache(thinker.model.config, num_pages)}
+        self.codec: CodecStage | None = None
         vocab_sizes = {Role.THINKER: omni.config.thinker.decoder.vocab_size}
         hidden = omni.config.thinker.decoder.hidden_size
         num_slots = config.num_lanes * config.max_text_tokens
@@ -98,8 +93,10 @@ class Runner:
                 )
                 dit = omni.config.token2wav.dit
                 self._suppressed = suppressed_codes(omni.config.talker, dit).to(omni.device)
-                self._codec = omni.model.token2wav
-                self._codec_state = self._codec.init_state(config.num_lanes)
+                has_thread = config.use_codec_thread and omni.device.type == "cpu"
+                self.codec = CodecStage(
+                    omni.model.token2wav, config.num_lanes, has_thread=has_thread
+                )
             self._seen = {
                 role: torch.zeros(config.num_lanes, size, dtype=torch.bool, device=omni.device)
                 for role, size in vocab_sizes.items()
@@ -115,7 +112,6 @@ class Runner:
             scratch_row=num_slots + 2,
             widens_table=cost_is_by_context(thinker.model.attend),
         )
-        self._conditions: dict[str | None, Tensor] = {}
         self._stages: dict[tuple[Role, Phase], Callable[[StepPlan], StepOutput]] = {
             (Role.AUDIO, Phase.ENCODE): self._encode_audio,
             (Role.VISION, Phase.ENCODE): self._encode_pairs,
@@ -141,6 +137,11 @@ class Runner:
             with torch.inference_mode():
                 inputs = pack(plan, self._page_size, self.omni.device, padding)
                 self._graphs.run(role, inputs, forwards[role])
+
+    def start_windows(self, plan: StepPlan) -> Future[list[bytes]]:
+        """Have the codec make a plan's windows; the sound of each job, when it is made."""
+        assert self.codec is not None
+        return self.codec.decode([cast("WindowContent", job.content) for job in plan.jobs])
 
     def row_slot(self, lane: int, index: int) -> int:
         """Where reply row `index` of a lane lies."""
@@ -180,11 +181,10 @@ class Runner:
 
     def begin_speech(self, lane: int, voice: str | None, noise_seed: int) -> None:
         """Give a lane its voice and noise for one reply. Raises CheckpointError for an unknown voice."""
+        assert self.codec is not None
         assert self.omni.model.talker is not None
+        self.codec.assign(lane, self.omni.voice(voice), noise_seed)
         with torch.inference_mode():
-            if voice not in self._conditions:
-                self._conditions[voice] = self._codec.condition(self.omni.voice(voice))
-            self._codec.assign(self._codec_state, lane, self._conditions[voice], noise_seed)
             self._mark(Role.TALKER, lane, self.omni.model.talker.prompt_history())
 
     def copy_pages(self, role: Role, source: Seq[int], target: Seq[int]) -> None:
@@ -272,17 +272,7 @@ class Runner:
         return talker.logits(talker(rows, inputs.batch, self._caches[Role.TALKER]))
 
     def _decode_windows(self, plan: StepPlan) -> StepOutput:
-        windows = [cast("WindowContent", job.content) for job in plan.jobs]
-        lanes = [w.lane for w in windows]
-        pieces = []
-        if windows[0].codes:
-            codes = torch.tensor([w.codes for w in windows])
-            pieces.append(self._codec.step(codes, self._codec_state, lanes))
-        if windows[0].is_last:
-            pieces.append(self._codec.flush(self._codec_state, lanes))
-        pcm = torch.cat(pieces, dim=1)
-        levels = pcm.mul(32767).round_().clamp_(-32768, 32767).to(torch.int16).cpu().numpy()
-        return StepOutput(pcm=[row.tobytes() for row in levels])
+        return StepOutput(pcm=self.start_windows(plan).result())
 
     def _draw(
         self,

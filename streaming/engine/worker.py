@@ -102,6 +102,11 @@ class Worker:
             self._inbox.append(command)
             self._changed.notify()
 
+    def wake(self) -> None:
+        """There is work without a packet: sound has been made."""
+        with self._changed:
+            self._changed.notify()
+
     def link_ended(self, fault: LinkError | None) -> None:
         """The gateway is gone: there is nobody left to compute for."""
         if fault is not None:
@@ -224,8 +229,10 @@ def warm_up(engine: Engine, now_ms: Callable[[], float]) -> None:
     )
     for command in commands:
         engine.submit(command, now_ms())
-    while engine.has_work(now_ms()):
+    while engine.has_work(now_ms()) or engine.is_sounding:
         engine.step(now_ms())
+        if not engine.has_work(now_ms()):
+            engine.wait()
     engine.submit(CloseSession(name), now_ms())
     engine.step(now_ms())
 
@@ -263,7 +270,7 @@ def serve(socket_path: Path, config: EngineConfig) -> int:
         signal.signal(number, lambda *_: worker.drain())
     try:
         omni = load_model(config, lambda stage, part: link.send(Loading(stage, part)))
-        engine = Engine(omni, config)
+        engine = Engine(omni, config, wake=worker.wake)
         for part in engine.runner.warm_up():
             link.send(Loading("graphs", part))
         link.send(Loading("warm-up", 0.0))
@@ -282,7 +289,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("socket", type=Path, help="Unix socket on which the gateway listens")
     for setting in fields(EngineConfig):
         name = "--" + setting.name.replace("_", "-")
-        if setting.name == "use_graphs":
+        if isinstance(setting.default, bool):
             parser.add_argument(
                 name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS
             )

@@ -52,7 +52,7 @@ VOICES = Voices(("Chelsie", "Ethan"))
 
 
 class Call:
-    """A session with a worker that answers at once, and a client that reads everything at once unless told otherwise."""
+    """A session, a worker that answers at once, and a client that reads at once unless told otherwise."""
 
     def __init__(
         self,

@@ -66,6 +66,7 @@ USAGE = Usage(20, 50, 20, 10, 40, 14, 15, 25)
 USER = UserMessage("item_U1", [InputAudio(pcm=bytes(8))])
 BEGUN = AssistantMessage("item_A1", [], "in_progress")
 SAID = AssistantMessage("item_A1", [OutputAudio("Hello there.")])
+CUT = AssistantMessage("item_A1", [OutputAudio("Hello")], "incomplete")
 CALL = FunctionCall("item_F1", "look_up", "call_C1", '{"city":"Oslo"}')
 PART = ("resp_R1", "item_A1", 0, 0)
 
@@ -135,7 +136,7 @@ SERVER_EXAMPLES: tuple[ServerEvent, ...] = (
             SETTINGS,
             "conv_Kd8",
             StatusDetails("turn_detected"),
-            (SAID,),
+            (CUT,),
             {"client_event_id": "7"},
             USAGE,
         )

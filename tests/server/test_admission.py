@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.admission import (
@@ -76,6 +76,7 @@ def test_places_end() -> None:
     assert door.enter("d", "m") is OUT_OF_MEMORY
 
 
+@settings(deadline=None)  # of a busy machine it measures the others
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("kl"), st.booleans())))
 def test_what_is_taken_is_what_was_not_given_back(visits: list[tuple[str, str, bool]]) -> None:
     door = admission(sessions_per_address=2)

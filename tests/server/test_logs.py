@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from server import logs
-from server.logs import FIELDS, JsonLines, QueuedLines, say, set_up_logs
+from server.logs import FIELDS, JsonLines, QueuedLines, json_logs, say
 
 
 def written(record: logging.LogRecord) -> dict[str, object]:
@@ -68,22 +68,18 @@ def test_a_sink_that_blocks_does_not_block_us(monkeypatch: pytest.MonkeyPatch) -
     handler.stop()
 
 
-def test_set_up_replaces_every_handler_and_quiets_those_who_tell_too_much() -> None:
+def test_while_it_lasts_it_is_the_only_handler_and_quiets_those_who_tell_too_much() -> None:
     root = logging.getLogger()
-    before, level = root.handlers[:], root.level
+    before = root.handlers[:], root.level
     stream = io.StringIO()
-    try:
-        handler = set_up_logs("DEBUG", stream)
+    with json_logs("DEBUG", stream):
         logging.getLogger("uvicorn.error").info("GET /v1/realtime?api-key=marked")
         logging.getLogger("websockets").debug("< TEXT marked")
         try:
             raise ValueError("why")
         except ValueError:
             say(logging.getLogger("server.x"), "fault", logging.ERROR, has_trace=True, code=1011)
-        handler.stop()
-    finally:
-        root.handlers[:] = before
-        root.setLevel(level)
+    assert (root.handlers[:], root.level) == before
     (line,) = stream.getvalue().splitlines()
     assert json.loads(line)["code"] == 1011
     assert "ValueError: why" in json.loads(line)["trace"]

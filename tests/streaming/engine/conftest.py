@@ -31,7 +31,8 @@ def new_driver(omni: Omni) -> Callable[..., Driver]:
     """Build an engine whose unused cache memory is NaN, so that a wrong read is loud."""
 
     def build(capture: Capture | None = None, **settings: int) -> Driver:
-        sizes = {"num_lanes": 4, "context_tokens": 1024, "max_text_tokens": 64} | settings
+        defaults = {"num_lanes": 4, "context_tokens": 1024, "max_text_tokens": 64}
+        sizes = defaults | {"use_codec_thread": False} | settings
         engine = Engine(omni, EngineConfig(**sizes), capture)  # type: ignore[arg-type]
         with torch.inference_mode():
             for cache in engine.runner._caches.values():

@@ -221,7 +221,9 @@ class Driver:
     def run(self, limit: int = 20_000) -> None:
         """Until nothing is left to do, waiting for playbacks where replies are ahead of them."""
         for _ in range(limit):
-            if not self.engine.has_work(self.now_ms):
+            if not self.engine.has_work(self.now_ms) and self.engine.is_sounding:
+                self.engine.wait(60)
+            elif not self.engine.has_work(self.now_ms):
                 wake = self.engine.wake_ms(self.now_ms)
                 if wake is None:
                     return
