@@ -70,8 +70,10 @@ class TurnRecord:
 
     @property
     def is_failed(self) -> bool:
-        """No complete answer: an error, a failed or missing response, or one cut off by anybody but the caller."""
+        """No complete spoken answer: an error, a failed, missing or silent response, or one cut off by the server."""
         if self.errors or self.status not in ("completed", "incomplete", "cancelled"):
+            return True
+        if self.first_audio_ms is None and not self.interrupted_by:
             return True
         if self.status == "incomplete":
             return self.reason != "max_output_tokens"
@@ -121,6 +123,8 @@ class LevelRecord:
     generator: GeneratorRecord
     call_errors: list[str] = field(default_factory=list)
     """Calls that could not be made, or broke."""
+    load_average: float = 0.0
+    """Of this machine when the level ended, over a minute: what else ran beside, the server included if it is here."""
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 import math
+import os
 import random
 import time
 from dataclasses import dataclass, field
@@ -144,7 +145,12 @@ class Load:
             generator = probe.report()
             probing.cancel()
         return LevelRecord(
-            target.name, num_callers, round(time.perf_counter() - begun_s, 2), generator, errors
+            target.name,
+            num_callers,
+            round(time.perf_counter() - begun_s, 2),
+            generator,
+            errors,
+            round(os.getloadavg()[0], 2),
         )
 
     async def _keep_calling(self, caller: Caller, delay_s: float, errors: list[str]) -> None:
@@ -241,6 +247,7 @@ def merge(pieces: Sequence[LevelRecord]) -> LevelRecord:
         round(sum(piece.duration_s for piece in pieces), 2),
         worst,
         [error for piece in pieces for error in piece.call_errors],
+        max(piece.load_average for piece in pieces),
     )
 
 

@@ -129,6 +129,10 @@ def summary_table(run: Run) -> Table:
         shares = [share(run.of(*step), name) for step in run.steps]
         table.add_row(title, *("–" if s is None else f"{s:.1%}" for s in shares))
     table.add_row("turns", *(str(len(run.of(*step))) for step in run.steps))
+    levels = [run.level(*step) for step in run.steps]
+    table.add_row(
+        "load average here", *("–" if v is None else f"{v.load_average:.1f}" for v in levels)
+    )
     return table
 
 

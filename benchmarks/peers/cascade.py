@@ -28,7 +28,7 @@ from recipes.tiny.sources import smollm2_path
 from streaming.pcm import from_float, to_float
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
     from pathlib import Path
 
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
@@ -62,7 +62,7 @@ class Cascade:
         ) as data:
             self._voice = _one_thread_voice(data / "en_US-joe-medium.onnx")
 
-    def answer(self, pcm: bytes, history: list[dict[str, Any]]) -> Iterator[Text | Sound]:
+    def answer(self, pcm: bytes, history: list[dict[str, Any]]) -> Generator[Text | Sound]:
         heard, _ = self._recogniser.transcribe(
             to_float(pcm), language="en", beam_size=1, temperature=0.0,
             condition_on_previous_text=False, without_timestamps=True,
@@ -82,6 +82,7 @@ class Cascade:
     def _write(self, question: str) -> Iterator[str]:
         """The reply as it is written, by a thread that llama.cpp calls back."""
         pieces: queue.Queue[str | None] = queue.Queue()
+        is_unwanted = threading.Event()
         request = {
             "messages": [
                 {"role": "system", "content": SYSTEM},
@@ -99,7 +100,7 @@ class Cascade:
                 for choice in content.get("choices", []):
                     if words := choice.get("delta", {}).get("content"):
                         pieces.put(words)
-            return False
+            return is_unwanted.is_set()  # true ends the writing
 
         def write() -> None:
             try:
@@ -109,9 +110,12 @@ class Cascade:
 
         thread = threading.Thread(target=write, daemon=True)
         thread.start()
-        while (piece := pieces.get()) is not None:
-            yield piece
-        thread.join()
+        try:
+            while (piece := pieces.get()) is not None:
+                yield piece
+        finally:
+            is_unwanted.set()
+            thread.join()
 
     def _speak(self, sentence: str) -> Sound:
         parts = [chunk.audio_float_array for chunk in self._voice.synthesize(sentence)]

@@ -26,7 +26,7 @@ from model.tokenizer import TextTokenizer
 from streaming.pcm import from_float, to_float
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 SYSTEM_FILE = "system_prompt.txt"
 VOICE = "Ethan"
@@ -56,7 +56,7 @@ class GenerateThenVocode:
         audio = config.thinker_config.audio_config
         self._mel = LogMel(audio.num_mel_bins, 2 * audio.n_window)
 
-    def answer(self, pcm: bytes, history: list[dict[str, Any]]) -> Iterator[Text | Sound]:
+    def answer(self, pcm: bytes, history: list[dict[str, Any]]) -> Generator[Text | Sound]:
         with torch.inference_mode():
             mel = self._mel(torch.from_numpy(to_float(pcm))[None])[0]
             ids = self._prompt(((len(mel) - 1) // 2 + 1 - 2) // 2 + 1)

@@ -22,7 +22,7 @@ from streaming.silero import SpeechModel, hear, model_path
 from streaming.vad import SpeechListener, SpeechStarted, VadSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 Event = dict[str, Any]
 
@@ -49,7 +49,7 @@ class Sound:
 class Answerer(Protocol):
     """Who answers: one turn at a time, in a thread of its own."""
 
-    def answer(self, pcm: bytes, history: list[Event]) -> Iterator[Text | Sound]:
+    def answer(self, pcm: bytes, history: list[Event]) -> Generator[Text | Sound]:
         """Answer speech, int16 mono at 16 kHz; is closed between two pieces when the caller interrupts."""
         ...
 
@@ -184,6 +184,7 @@ class Call:
                 if piece is None:
                     break
                 await self._say(piece, place, cancelled)
+            await asyncio.to_thread(pieces.close)
         status = "cancelled" if cancelled.is_set() else "completed"
         await self._send("response.done", response=_response(response, status))
 
