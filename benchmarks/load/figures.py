@@ -66,6 +66,12 @@ def _decided_to_audio(turn: TurnRecord) -> list[float]:
     return [turn.first_audio_ms - turn.decided_ms]
 
 
+def _decided_to_text(turn: TurnRecord) -> list[float]:
+    if turn.decided_ms is None or turn.first_text_ms is None:
+        return []
+    return [turn.first_text_ms - turn.decided_ms]
+
+
 def _silence(turn: TurnRecord) -> list[float]:
     """By voice only: a button empties the player in the same moment."""
     return _some(turn.silence_ms) if turn.interrupted_by == "voice" else []
@@ -85,6 +91,7 @@ FIGURES = {
             "first_audio_ms", "first audio byte", "ms", lambda t: _or_never(t, t.first_audio_ms)
         ),
         Figure("audible_ms", "first audible sample", "ms", lambda t: _or_never(t, t.audible_ms)),
+        Figure("decided_to_text_ms", "decided → first text", "ms", _decided_to_text),
         Figure("decided_to_audio_ms", "decided → first audio", "ms", _decided_to_audio),
         Figure("gap_ms", "gap between packets", "ms", _gaps),
         Figure("underrun_ms", "hole in the sound", "ms", lambda t: list(t.underruns_ms)),

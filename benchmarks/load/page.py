@@ -356,7 +356,7 @@ def _table(run: Run) -> str:
     lags = "".join(f"<td>{number(v.generator.lag_p99_ms) if v else '–'}</td>" for v in levels)
     lags = "".join(f"<td>{number(v.generator.lag_p99_ms) if v else '–'}</td>" for v in levels)
     body.append(f"<tr><td>load generator’s loop lag, p99 <small>ms</small></td>{lags}</tr>")
-    loads = "".join(f"<td>{v.load_average:.1f}</td>" if v else "<td>–</td>" for v in levels)
+    loads = "".join(f"<td>{number((v and v.load_average) or None)}</td>" for v in levels)
     body.append(f"<tr><td>load average of its machine</td>{loads}</tr>")
     return (
         "<h2>All figures</h2><p>p50, then p95 · p99. Milliseconds after the caller’s last sample unless an "
