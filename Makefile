@@ -13,8 +13,10 @@ PORT ?= 8000
 SERVE_OPTIONS ?=
 # Random weights would talk until the limit.
 TALK_OPTIONS ?= $(if $(findstring build/,$(MODEL)),--max-text-tokens 40 --max-codes 200)
+URL ?=
+LOAD_OPTIONS ?=
 
-.PHONY: help install format lint types test test-gpu check clients serve demo screenshots talk bench clean
+.PHONY: help install format lint types test test-gpu check clients serve demo screenshots talk bench load clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -87,6 +89,9 @@ build/omni-random: | install  # random weights: noise, but every step as in a re
 
 bench: install  ## time and memory of every part against transformers
 	$(BIN)/python -m benchmarks.steps
+
+load: install  ## call a running server as users do: make load URL=ws://127.0.0.1:8000 LOAD_OPTIONS="--callers 1,2,4,8 --out out"
+	$(BIN)/parley bench $(URL) $(LOAD_OPTIONS)
 
 clean:  ## remove what make created
 	rm -rf $(VENV) build tests/clients/node/node_modules .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -10,10 +10,10 @@ takes a `ForwardBatch` of packed sequences and attends causally over sequence or
 from __future__ import annotations
 
 import math
+import mmap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -128,9 +128,14 @@ class KVCache:
 
 
 def _untouched(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros that take memory only where they are written: numpy passes on the system's as they are."""
-    num_bytes = math.prod(shape) * dtype.itemsize
-    return torch.from_numpy(np.zeros(num_bytes, np.uint8)).view(dtype).view(shape)
+    """Zeros that take memory only where they are written, a small page at a time.
+
+    Large pages would undo that: each head's slots of each layer lie apart, and a conversation touches them all.
+    """
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 class Attention(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path  # typer reads the annotations
 from typing import TYPE_CHECKING, Annotated
@@ -106,6 +107,17 @@ def check_command(
     findings = asyncio.run(check(model, ["--model", model, *context.args]))
     show_findings(findings, console)
     raise typer.Exit(0 if all(finding.is_good for finding in findings) else 1)
+
+
+@app.command(
+    name="bench",
+    context_settings={**WORKER_OPTIONS, "help_option_names": []},
+    add_help_option=False,
+)
+def bench_command(context: typer.Context) -> None:
+    """Call a server as many users would, in real time, and tell how long they wait."""
+    # A client of the public protocol like any other: it runs as its own program and imports nothing of the server.
+    os.execv(sys.executable, [sys.executable, "-m", "benchmarks.load", *context.args])
 
 
 @app.command(name="talk", context_settings=WORKER_OPTIONS)

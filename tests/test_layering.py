@@ -56,6 +56,10 @@ RULES = {
     "recipes": Rule(frozenset({"model", "streaming"}), torch=True),
     "benchmarks": Rule(frozenset({"streaming", "server.events"}), web=True),
     **{f"benchmarks.{name}": FROM_INSIDE for name in INSIDE},
+    # What the server is compared with: servers of other people's parts, around the same checkpoint.
+    "benchmarks.peers": Rule(
+        frozenset({"model", "streaming", "recipes", "benchmarks"}), torch=True, web=True
+    ),
 }
 PACKAGES = ("model", "streaming", "server", "recipes", "benchmarks")
 
@@ -156,6 +160,9 @@ def test_package_files_hold_a_docstring_and_nothing_else() -> None:
         ("benchmarks.load", "from server import session"),
         ("benchmarks.load", "from streaming.engine import engine"),
         ("benchmarks.steps", "import server.session"),
+        ("benchmarks.peers.generate", "from streaming.engine import engine"),
+        ("benchmarks.load.caller", "from benchmarks.peers import speaking"),
+        ("server.cli", "import benchmarks.load"),
         ("model.mel", "import benchmarks.steps"),
         ("server.app", "import tests.fakes"),
     ],
@@ -176,6 +183,7 @@ def test_arrows_that_point_up_are_found(module: str, source: str) -> None:
         ("recipes.tiny.speech", "import torch, model.omni\nfrom recipes.tiny import loop"),
         ("benchmarks.load", "import websockets\nfrom server.events import parse\nfrom benchmarks import report"),
         ("benchmarks.steps", "import torch\nfrom streaming.engine import engine"),
+        ("benchmarks.peers.generate", "import torch, websockets\nfrom model import mel\nfrom streaming import vad"),
         ("benchmarks.parts.mel", "import torch\nfrom model import mel"),
     ],
 )  # fmt: skip
