@@ -123,13 +123,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="a checkpoint, or random:7b, random:3b, random:small")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--weights", choices=("plain", "int8"), default="plain")
     parser.add_argument("--seconds", type=float, nargs="+", default=[2.5, 8.5, 30.5])
     parser.add_argument("--sessions", type=int, nargs="+", default=[1, 4, 16])
     args = parser.parse_args()
     torch.set_num_threads(1)
     lanes = max(16, *args.sessions)
     config = EngineConfig(device=args.device, num_lanes=lanes, context_tokens=4096)
-    engine = Engine(open_model(args.model, args.device), config)
+    engine = Engine(open_model(args.model, args.device, args.weights), config)
     if args.model.startswith(RANDOM):
         never_end(engine)
     for _ in engine.runner.warm_up():

@@ -7,7 +7,7 @@ import torch
 from model.codec.voice import Voice
 from model.config import OmniConfig
 from model.image import PUBLISHED
-from model.omni import Omni, OmniModel, default_dtype, load
+from model.omni import Omni, OmniModel, WeightFormat, default_dtype, load
 from model.prompt import SPEECH_SYSTEM_PROMPT
 from model.tokenizer import TextTokenizer
 from recipes.random_checkpoint import PUBLISHED_CONTROL, SHAPES, byte_tokenizer
@@ -15,11 +15,11 @@ from recipes.random_checkpoint import PUBLISHED_CONTROL, SHAPES, byte_tokenizer
 RANDOM = "random:"
 
 
-def open_model(name: str, device: str) -> Omni:
-    """Load a folder or hub name, or make `random:` and one of the shapes."""
+def open_model(name: str, device: str, weights: WeightFormat = "plain") -> Omni:
+    """Load a folder or hub name, or make `random:` and one of the shapes (those in their own precision)."""
     if name.startswith(RANDOM):
         return random_omni(name.removeprefix(RANDOM), torch.device(device))
-    return load(name, device=device)
+    return load(name, device=device, weights=weights)
 
 
 def random_omni(shape: str, device: torch.device) -> Omni:
