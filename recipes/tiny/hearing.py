@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.mel import LogMel
-from recipes.tiny import loop
+from recipes.tiny import loop, tree
 from recipes.tiny.callers import INPUT_RATE, Call, read_calls
 from recipes.tiny.dataset import to_wave
 from recipes.tiny.edits import edit_distance
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 COSINE_SCALE = 20.0
-ROW_STD = 0.13  # spread of the Thinker's own embeddings
+ROW_STD = 0.13 * tree.STREAM_SCALE  # spread of the Thinker's own embeddings
 
 Sample = tuple[Call, "NDArray[np.int16]"]
 
