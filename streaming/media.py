@@ -25,8 +25,6 @@ SAMPLE_BYTES = 2
 """int16."""
 INPUT_SAMPLES_PER_ROW = 640
 """One audio row of the model: 40 ms."""
-OUTPUT_SAMPLES_PER_CODE = 480
-"""One codec token: 20 ms."""
 
 CHUNK_SAMPLES = 2 * INPUT_SAMPLE_RATE
 LOOK_AHEAD_SAMPLES = 40

@@ -7,6 +7,7 @@ Gateway → worker: commands. Worker → gateway: replies. A packet is one msgpa
     gateway  OpenSession                                 → SessionOpened | SessionFailed
              (OpenClip AppendPair* AppendChunk* | AppendText | AppendImage)*   input of a turn, as it comes
              CommitTurn                                  → TextDelta*, AudioDelta* in any mixture, TurnDone
+             HoldTurn, ReportPlayed                      no answer; they steer how fast the reply is made
              CancelTurn                                  → TurnTruncated if it says what was heard, then TurnDone
              TruncateTurn                                → TurnTruncated
              CloseSession                                no answer
@@ -28,7 +29,7 @@ import msgspec
 from streaming.errors import LinkError
 from streaming.media import ClipStart, FramePair, MediaChunk
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Grows with every change of this file that the other side could notice."""
 MAX_PACKET_BYTES = 32 * 1024 * 1024
 
@@ -65,6 +66,8 @@ class ReplyOptions(msgspec.Struct, frozen=True, array_like=True):
     max_codes: int | None = None
     noise_seed: int = 0
     """Of the codec decoder's starting noise."""
+    silent_from: str | None = None
+    """Text from the first occurrence of this marker on is delivered but not spoken: a tool call, say."""
 
 
 class SessionSettings(msgspec.Struct, frozen=True, array_like=True):
@@ -170,6 +173,22 @@ class CancelTurn(_Packet, frozen=True):
     turn_id: int
     heard_samples: int | None = None
     """Samples of the reply that were played; None: not known (yet), keep what was made."""
+
+
+class HoldTurn(_Packet, frozen=True):
+    """Pause the reply, or let it go on: its listener does not take what is made."""
+
+    session_id: str
+    turn_id: int
+    is_held: bool
+
+
+class ReportPlayed(_Packet, frozen=True):
+    """So much of the running reply has been played; until the first report it is taken to play without a pause."""
+
+    session_id: str
+    turn_id: int
+    played_samples: int
 
 
 class TruncateTurn(_Packet, frozen=True):
@@ -288,6 +307,8 @@ Command = (
     | AppendImage
     | CommitTurn
     | CancelTurn
+    | HoldTurn
+    | ReportPlayed
     | TruncateTurn
     | CloseSession
 )

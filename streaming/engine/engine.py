@@ -14,14 +14,17 @@ import numpy as np
 import torch
 
 from model.mel import LogMel
-from streaming.engine.conversation import Conversation, Shared, TurnState
+from streaming.engine.conversation import Conversation, TurnState
 from streaming.engine.pages import IntegrityError, PagePool, PrefixCache
+from streaming.engine.pictures import Pictures, decode_pictures
 from streaming.engine.runner import EncodeContent, Runner, StepOutput, WindowContent
 from streaming.engine.scheduler import Limits, Scheduler, StepPlan
-from streaming.engine.sequence import Phase, Role, Segment
+from streaming.engine.sequence import SAMPLES_PER_MS, Phase, Role, Segment
+from streaming.engine.shared import Shared
 from streaming.errors import RequestFailed
-from streaming.media import OUTPUT_SAMPLES_PER_CODE
 from streaming.packets import (
+    AppendImage,
+    AppendPair,
     Capacity,
     CloseSession,
     Command,
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
     from streaming.engine.conversation import TurnCommand
 
 log = logging.getLogger(__name__)
+
+OUT_OF_MEMORY_PAUSE_MS = 60_000
 
 
 class EngineDead(RuntimeError):
@@ -68,6 +73,8 @@ class Engine:
         self._unshared: dict[str, tuple[int, ...]] = {}
         """System prompts that are not in the prefix cache yet, by the session that computes them."""
         self._num_opened = 0
+        self._sacrificed_ms: float | None = None
+        """When a session last paid for memory that was missing."""
         self._outbox: list[Reply] = []
         audio = omni.config.thinker.audio
         self._shared = Shared(
@@ -101,8 +108,13 @@ class Engine:
         """When a reply that waits for its playback may go on; None if only a command can bring work."""
         return self.scheduler.wake_ms(now_ms)
 
-    def submit(self, command: Command, now_ms: float) -> None:
-        """Take one command. What it answers leaves with the next `step`."""
+    def submit(self, command: Command | Pictures, now_ms: float) -> None:
+        """Take one command. What it answers leaves with the next `step`.
+
+        Pictures that nobody has decoded yet are decoded here.
+        """
+        if isinstance(command, AppendPair | AppendImage):
+            command = decode_pictures(command, self.config.max_image_pixels)
         match command:
             case OpenSession():
                 self._open(command)
@@ -141,7 +153,7 @@ class Engine:
         if codec is not None:
             codes = codec.planner.schedule.max_blocks * codec.planner.block_codes
             # The rest of a reply: a full window and all but one code of the next leave together.
-            window_ms = 2 * codes * OUTPUT_SAMPLES_PER_CODE / 24
+            window_ms = 2 * codes * codec.config.samples_per_code / SAMPLES_PER_MS
         if window_ms >= config.max_lead_ms:
             raise ValueError(
                 f"max_lead_ms {config.max_lead_ms} must be above {window_ms:.0f}, the most sound that one "
@@ -184,14 +196,14 @@ class Engine:
             code = fault.code if isinstance(fault, RequestFailed) else "invalid_settings"
             self._refuse(session_id, code, str(fault))
             return
-        needed = -(-len(opened.prompt_ids) // self.config.page_size) + 1
+        needed = -(-len(opened.prompt.ids) // self.config.page_size) + 1
         if any(pool.num_free < needed and not self._make_room(needed) for pool in self._pools()):
             self._refuse(session_id, "worker_full", "too few pages are free for the system prompt")
             return
         self._num_opened += 1
         self._free_lanes.popleft()
         self.conversations[session_id] = opened
-        self.scheduler.add(session_id, opened.pace, opened.sequences)
+        self.scheduler.add(session_id, opened.pace, opened.prompt.sequences)
         self._use_prefix(opened)
         self._outbox.append(SessionOpened(session_id))
 
@@ -236,14 +248,14 @@ class Engine:
 
     def _use_prefix(self, opened: Conversation) -> None:
         """Take over the keys and values of a system prompt that another session has computed."""
-        ids = opened.prompt_ids
-        found = [self._prefixes[s.role].lookup(ids) for s in opened.sequences]
+        ids = opened.prompt.ids
+        found = [self._prefixes[s.role].lookup(ids) for s in opened.prompt.sequences]
         if not all(found):
-            for seq, pages in zip(opened.sequences, found, strict=True):
+            for seq, pages in zip(opened.prompt.sequences, found, strict=True):
                 self.scheduler.pools[seq.role].release(pages)
             self._unshared[opened.session_id] = ids
             return
-        for seq, pages in zip(opened.sequences, found, strict=True):
+        for seq, pages in zip(opened.prompt.sequences, found, strict=True):
             self._adopt(seq.role, pages, seq.pages)
             seq.skip(len(pages) * self.config.page_size)
 
@@ -263,8 +275,8 @@ class Engine:
             conversation = self.conversations.get(session_id)
             if ids is None or conversation is None:
                 continue
-            if all(s.num_computed >= len(ids) for s in conversation.sequences):
-                for seq in conversation.sequences:
+            if all(s.num_computed >= len(ids) for s in conversation.prompt.sequences):
+                for seq in conversation.prompt.sequences:
                     self._prefixes[seq.role].insert(ids, seq.pages)
                 del self._unshared[session_id]
 
@@ -272,28 +284,48 @@ class Engine:
 
     def _run(self, plan: StepPlan, now_ms: float) -> None:
         try:
-            output = self._run_retrying(plan)
-            if output is not None:
-                self._commit(plan, output, now_ms)
-                self.num_steps += 1
+            self._run_fitting(plan, now_ms)
         except (IntegrityError, EngineDead):
             raise
         except Exception as fault:
             log.exception("step failed role=%s phase=%s", plan.role.name, plan.phase.name)
             self._fail_step(plan, fault)
 
-    def _run_retrying(self, plan: StepPlan) -> StepOutput | None:
-        """Run a plan; if it does not fit the memory, its youngest session pays and the others are planned again."""
+    def _run_fitting(self, plan: StepPlan, now_ms: float) -> None:
+        """Run a plan, or its more urgent half if it does not fit the memory; if that does not either, one session pays.
+
+        What was left out is planned again.
+        """
         try:
-            return self.runner.run(plan)
+            output = self.runner.run(plan)
         except torch.OutOfMemoryError:
-            log.warning("out of memory role=%s sessions=%d", plan.role.name, len(plan.session_ids))
-            self.scheduler.abandon(plan)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            youngest = self.scheduler.youngest(plan.session_ids)
-            self._fail(youngest, "out_of_memory", "the worker ran out of memory; try again later")
-            return None
+            self._free_memory(plan)
+            if plan.size == 1:
+                self._sacrifice(plan, now_ms)
+                return
+            plan = self.scheduler.halve(plan)
+            try:
+                output = self.runner.run(plan)
+            except torch.OutOfMemoryError:
+                self._free_memory(plan)
+                self._sacrifice(plan, now_ms)
+                return
+        self._commit(plan, output, now_ms)
+        self.num_steps += 1
+
+    def _free_memory(self, plan: StepPlan) -> None:
+        log.warning("out of memory role=%s sessions=%d", plan.role.name, len(plan.session_ids))
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _sacrifice(self, plan: StepPlan, now_ms: float) -> None:
+        """Fail the youngest session of a plan that did not fit; twice in a minute, there is no hope for the others."""
+        self.scheduler.abandon(plan)
+        before, self._sacrificed_ms = self._sacrificed_ms, now_ms
+        youngest = self.scheduler.youngest(plan.session_ids)
+        self._fail(youngest, "out_of_memory", "the worker ran out of memory; try again later")
+        if before is not None and now_ms - before < OUT_OF_MEMORY_PAUSE_MS:
+            raise EngineDead("out of memory twice in a minute")
 
     def _fail_step(self, plan: StepPlan, fault: Exception) -> None:
         """Give up the sessions of a plan that raised; the others go on."""

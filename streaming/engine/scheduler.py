@@ -7,8 +7,9 @@ kind of work joins. Urgency, in this order:
     2. first packets (and every reply nobody has heard of yet): due now, the longest waiting first
     3. all other playouts and what is heard while a user speaks, by the moment it is due
 
-A reply whose next window could put it more than `max_lead_ms` ahead of its playback is not runnable at all. Within one
-session the later stage goes first, so that what is begun gets out; the Thinker is then one row ahead of the Talker.
+A reply that is held, or whose next window could put it more than `max_lead_ms` ahead of its playback, is not runnable.
+Within one session the later stage goes first, so that what is begun gets out; the Thinker is then one row ahead of the
+Talker.
 """
 
 from __future__ import annotations
@@ -82,6 +83,10 @@ class StepPlan:
     phase: Phase
     entries: tuple[Entry, ...] = ()
     jobs: tuple[Job, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return len(self.entries) + len(self.jobs)
 
     @property
     def session_ids(self) -> tuple[str, ...]:
@@ -191,12 +196,22 @@ class Scheduler:
         for entry in plan.entries:
             entry.seq.num_scheduled = 0
 
+    def halve(self, plan: StepPlan) -> StepPlan:
+        """Give up the less urgent half of a plan of several; what is left may be run in its place."""
+        assert plan.size > 1
+        keep = plan.size // 2
+        for entry in plan.entries[keep:]:
+            entry.seq.num_scheduled = 0
+        return StepPlan(plan.role, plan.phase, plan.entries[:keep], plan.jobs[:keep])
+
     def wake_ms(self, now_ms: float) -> float | None:
         """When the first reply that waits for its playback may go on; None if none waits."""
         times = [
             m.pace.due_ms + self.limits.window_ms - self.limits.max_lead_ms
             for m in self.members.values()
-            if self._is_ahead(m.pace, now_ms) and any(self._works_of(m, now_ms))
+            if not m.pace.is_held
+            and self._is_ahead(m.pace, now_ms)
+            and any(self._works_of(m, now_ms))
         ]
         return min(times, default=None)
 
@@ -216,7 +231,7 @@ class Scheduler:
 
     def _runnable(self, now_ms: float) -> Iterator[_Work]:
         for member in self.members.values():
-            if not self._is_ahead(member.pace, now_ms):
+            if not self._must_wait(member.pace, now_ms):
                 yield from self._works_of(member, now_ms)
 
     def _works_of(self, member: Member, now_ms: float) -> Iterator[_Work]:
@@ -249,6 +264,9 @@ class Scheduler:
         if pace.stage is Stage.PLAYING and pace.due_ms - now_ms < self.limits.guard_ms:
             return 0, pace.due_ms
         return 2, pace.due_ms
+
+    def _must_wait(self, pace: Pace, now_ms: float) -> bool:
+        return pace.is_held or self._is_ahead(pace, now_ms)
 
     def _is_ahead(self, pace: Pace, now_ms: float) -> bool:
         # A lead below a hundredth of a millisecond is a rounding error, not a lead.

@@ -61,18 +61,31 @@ class Pace:
     due_ms: float = 0.0
     """LISTENING: when the next input is expected. WAITING: since when. PLAYING: when the playout runs dry."""
     has_lead_limit: bool = False
+    is_held: bool = False
+    """Nothing of the reply is made: its listener does not take what is there."""
+    num_delivered: int = 0
+    """Samples of the reply that have left."""
 
     def listen(self, due_ms: float) -> None:
         self.stage, self.due_ms, self.has_lead_limit = Stage.LISTENING, due_ms, False
+        self.is_held = False
 
     def wait(self, now_ms: float, *, speech: bool) -> None:
         self.stage, self.due_ms, self.has_lead_limit = Stage.WAITING, now_ms, speech
+        self.is_held, self.num_delivered = False, 0
 
     def deliver(self, num_samples: int, now_ms: float) -> None:
         """Sound of the reply left: the playout starts with the first, or starts again after it ran dry."""
         is_first = self.stage is not Stage.PLAYING
         start = now_ms if is_first else max(self.due_ms, now_ms)
         self.stage, self.due_ms = Stage.PLAYING, start + num_samples / SAMPLES_PER_MS
+        self.num_delivered += num_samples
+
+    def report(self, num_played: int, now_ms: float) -> None:
+        """The player says where it is; from there on it is taken to play without a pause."""
+        if self.stage is Stage.PLAYING:
+            waiting = self.num_delivered - min(max(0, num_played), self.num_delivered)
+            self.due_ms = now_ms + waiting / SAMPLES_PER_MS
 
     def lead_ms(self, now_ms: float) -> float:
         """How far finished sound is ahead of playback."""

@@ -1,6 +1,6 @@
 """The worker process: load, say hello, then read, step, write until told to stop.
 
-    reader thread ──▶ inbox ──▶ step loop ──▶ link's writer thread
+    reader thread ─(▶ picture thread)─▶ inbox ──▶ step loop ──▶ link's writer thread
     heartbeat thread ──────────────────────▶ WorkerStatus once a second, whatever the step loop does
 
 The loop sleeps only when nothing can run; a packet, or the moment a paced reply may go on, wakes it.
@@ -29,6 +29,7 @@ from model.omni import Omni, load
 from streaming.engine.config import EngineConfig, EngineConfigError
 from streaming.engine.engine import Engine, EngineDead
 from streaming.engine.pages import IntegrityError
+from streaming.engine.pictures import Pictures, PictureThread
 from streaming.errors import LinkError, WorkerLost
 from streaming.media import ClipKind, ClipStart, MediaChunk
 from streaming.packets import (
@@ -69,11 +70,14 @@ DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": t
 class Worker:
     """The step loop around an engine, and what the other threads may touch: the inbox and a few counters."""
 
-    def __init__(self, send: Callable[[Reply], None], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, send: Callable[[Reply], None], clock: Callable[[], float], max_image_pixels: int
+    ) -> None:
         """`clock` in milliseconds, monotonic."""
         self._send = send
         self._now_ms = clock
-        self._inbox: deque[Command] = deque()
+        self._inbox: deque[Command | Pictures] = deque()
+        self._pictures = PictureThread(self._put, max_image_pixels)
         self._changed = threading.Condition()
         self._cancelled: dict[str, int] = {}
         """By session, the newest turn that was cancelled: nothing of it leaves, even from the step now running."""
@@ -91,6 +95,10 @@ class Worker:
                 self._cancelled[command.session_id] = max(newest, command.turn_id)
             elif isinstance(command, CloseSession | OpenSession):
                 self._cancelled.pop(command.session_id, None)
+        self._pictures.receive(command)
+
+    def _put(self, command: Command | Pictures) -> None:
+        with self._changed:
             self._inbox.append(command)
             self._changed.notify()
 
@@ -115,11 +123,13 @@ class Worker:
         self._send(Ready(engine.capacity))
         heartbeat = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         heartbeat.start()
+        self._pictures.start()
         try:
             while not self._has_ended and not (self._is_draining and not engine.conversations):
                 self._turn(engine)
         finally:
             self._stopped.set()
+            self._pictures.stop()
             heartbeat.join(HEARTBEAT_S)
 
     def _turn(self, engine: Engine) -> None:
@@ -133,7 +143,7 @@ class Worker:
                     self._send(reply)
             self._last_step_ms = self._now_ms()
 
-    def _take(self, engine: Engine) -> list[Command]:
+    def _take(self, engine: Engine) -> list[Command | Pictures]:
         """What has arrived; waits while there is nothing to do."""
         with self._changed:
             if not self._inbox and not engine.has_work(self._now_ms()):
@@ -235,7 +245,11 @@ def serve(socket_path: Path, config: EngineConfig) -> int:
     """Dial the gateway, load, serve. Returns the exit status."""
     torch.set_num_threads(config.threads)
     outlet: list[ThreadedLink[Command]] = []
-    worker = Worker(lambda reply: outlet[0].send(reply), lambda: time.monotonic() * 1000)
+    worker = Worker(
+        lambda reply: outlet[0].send(reply),
+        lambda: time.monotonic() * 1000,
+        config.max_image_pixels,
+    )
     link = ThreadedLink(dial(socket_path), decode_command, worker.receive, worker.link_ended)
     outlet.append(link)
     link.start()

@@ -137,10 +137,10 @@ def test_the_layout_on_the_wire_is_this() -> None:
     )  # fmt: skip
     layout |= {struct.__name__: struct.__struct_fields__ for struct in structs}
     text = "\n".join(f"{name} {' '.join(fields)}" for name, fields in sorted(layout.items()))
-    assert (PROTOCOL, text) == (1, WIRE_1)
+    assert (PROTOCOL, text) == (2, WIRE_2)
 
 
-WIRE_1 = """\
+WIRE_2 = """\
 AppendChunk session_id turn_id chunk
 AppendImage session_id turn_id image
 AppendPair session_id turn_id pair
@@ -153,6 +153,7 @@ CloseSession session_id
 CommitTurn session_id turn_id options
 FramePair index frames
 Hello protocol build model
+HoldTurn session_id turn_id is_held
 InputRefused session_id turn_id code message
 Loading stage progress
 MediaChunk index start_sample pcm is_last
@@ -160,7 +161,8 @@ OpenClip session_id turn_id start
 OpenSession session_id settings
 Ready capacity
 ReplyOptions speech \
-voice thinker talker max_text_tokens max_codes noise_seed
+voice thinker talker max_text_tokens max_codes noise_seed silent_from
+ReportPlayed session_id turn_id played_samples
 SamplingOptions temperature top_k top_p repetition_penalty seed
 SessionFailed session_id code message
 SessionOpened session_id

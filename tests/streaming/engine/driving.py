@@ -233,7 +233,7 @@ class Driver:
         """What came out of a turn; tokens and codes are read from the conversation."""
         answer = self._seen[session_id, turn_id]
         conversation = self.engine.conversations.get(session_id)
-        for reply in conversation._replies if conversation else ():
+        for reply in conversation.replies if conversation else ():
             if reply.turn_id == turn_id:
                 answer.tokens, answer.codes = list(reply.tokens), list(reply.codes)
         return answer

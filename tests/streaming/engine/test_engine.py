@@ -15,7 +15,9 @@ from streaming.packets import (
     CloseSession,
     CommitTurn,
     DoneReason,
+    HoldTurn,
     OpenSession,
+    SamplingOptions,
     SessionSettings,
     TruncateTurn,
     TurnTruncated,
@@ -196,6 +198,89 @@ def test_an_ended_reply_can_still_be_cut_to_what_was_heard(  # type: ignore[no-u
     driver.engine.check_integrity()
 
 
+def test_a_tool_call_is_delivered_but_never_spoken(omni, new_driver) -> None:  # type: ignore[no-untyped-def]
+    drawn = SamplingOptions(temperature=1, seed=0)  # this checkpoint is greedy for one word only
+    options = replace(GREEDY, thinker=drawn, talker=drawn)
+    plain = chat_answer(Chat(omni, SYSTEM), CASES["sound"], options)
+    # The marker is a stretch of what is said anyway; before it, everything is spoken as ever.
+    for start, is_spoken in ((3, True), (0, False)):
+        marker = plain.text[start : start + 2]
+        assert plain.text.index(marker) == start
+        driver = new_driver()
+        driver.open("a")
+        driver.say("a", 0, CASES["sound"], replace(options, silent_from=marker))
+        driver.run()
+        answer = driver.answer("a", 0)
+        assert (answer.text, answer.tokens) == (plain.text, plain.tokens)
+        assert bool(answer.codes) == bool(answer.pcm) == is_spoken
+        assert answer.codes[:2] == plain.codes[: 2 * is_spoken]
+        assert answer.done is not None
+        assert answer.done.usage.output_audio_tokens == len(answer.codes)
+    driver.say("a", 1, CASES["image"])
+    driver.run()
+    expected = chat_answer(chat_with_history(omni, CASES["sound"], plain.tokens), CASES["image"])
+    assert driver.answer("a", 1).tokens == expected.tokens
+    driver.engine.check_integrity()
+
+
+def test_a_marker_that_never_comes_changes_nothing(omni, new_driver) -> None:  # type: ignore[no-untyped-def]
+    plain = chat_answer(Chat(omni, SYSTEM), CASES["sound"])
+    driver = new_driver()
+    driver.open("a")
+    driver.say("a", 0, CASES["sound"], replace(GREEDY, silent_from="<tool_call>"))
+    driver.run()
+    answer = driver.answer("a", 0)
+    assert (answer.text, answer.codes) == (plain.text, plain.codes)
+
+
+def test_a_held_reply_stands_still_and_then_goes_on_as_if_nothing_had_been(
+    omni, new_driver
+) -> None:  # type: ignore[no-untyped-def]
+    plain = chat_answer(Chat(omni, SYSTEM), CASES["sound"])
+    driver = new_driver()
+    driver.open("a")
+    driver.say("a", 0, CASES["sound"])
+    for _ in range(15):
+        driver.step()
+    driver.submit(HoldTurn("a", 0, is_held=True))
+    assert driver.step() == []
+    assert not driver.engine.has_work(driver.now_ms)
+    assert driver.engine.wake_ms(driver.now_ms) is None
+    driver.now_ms += 100_000
+    driver.submit(HoldTurn("a", 0, is_held=False))
+    driver.run()
+    answer = driver.answer("a", 0)
+    assert (answer.text, answer.codes) == (plain.text, plain.codes)
+
+
+def test_a_held_reply_can_be_cancelled_and_the_next_one_is_free(omni, new_driver) -> None:  # type: ignore[no-untyped-def]
+    driver = new_driver()
+    driver.open("a")
+    driver.say("a", 0, CASES["sound"])
+    for _ in range(15):
+        driver.step()
+    driver.submit(HoldTurn("a", 0, is_held=True), CancelTurn("a", 0, 0))
+    driver.say("a", 1, CASES["text"])
+    driver.run()
+    assert driver.answer("a", 1).codes
+
+
+def test_a_turn_withdrawn_after_the_history_was_cut_leaves_no_open_message(
+    omni, new_driver
+) -> None:  # type: ignore[no-untyped-def]
+    driver = new_driver()
+    driver.open("a")
+    driver.say("a", 0, CASES["text"])
+    driver.run()
+    driver.submit(AppendText("a", 1, "never mind"), TruncateTurn("a", 0, 0), CancelTurn("a", 1))
+    driver.say("a", 2, CASES["text"])
+    driver.run()
+    expected = chat_answer(chat_with_history(omni, CASES["text"], []), CASES["text"])
+    answer = driver.answer("a", 2)
+    assert (answer.tokens, answer.codes) == (expected.tokens, expected.codes)
+    driver.engine.check_integrity()
+
+
 def kept_tokens(driver: Driver, session_id: str) -> list[int]:
     reply = driver.engine.conversations[session_id].reply
     assert reply is not None
@@ -204,8 +289,8 @@ def kept_tokens(driver: Driver, session_id: str) -> list[int]:
 
 def heard_count(driver: Driver, truncated: TurnTruncated) -> int:
     conversation = driver.engine.conversations[truncated.session_id]
-    [reply] = [r for r in conversation._replies if r.turn_id == truncated.turn_id]
-    return conversation._heard_tokens(reply)
+    [reply] = [r for r in conversation.replies if r.turn_id == truncated.turn_id]
+    return reply.num_heard_tokens(conversation.rate)
 
 
 def chat_with_history(omni, said: Said, reply_tokens: list[int]) -> Chat:  # type: ignore[no-untyped-def]

@@ -9,6 +9,8 @@ import pytest
 import torch
 from msgspec.structs import replace
 
+from model.chat import Chat
+from streaming.engine.engine import EngineDead
 from streaming.media import ClipKind, ClipStart, FramePair, MediaChunk, VideoFrame
 from streaming.packets import (
     AppendChunk,
@@ -23,10 +25,22 @@ from streaming.packets import (
     SessionFailed,
     TextDelta,
 )
-from tests.streaming.engine.driving import GREEDY, Driver, Said, commands_of, speech
+from tests.streaming.engine.driving import (
+    GREEDY,
+    SYSTEM,
+    Driver,
+    Said,
+    chat_answer,
+    commands_of,
+    speech,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from streaming.engine.engine import Engine
+    from streaming.engine.runner import StepOutput
+    from streaming.engine.scheduler import StepPlan
 
 CHUNK = MediaChunk(1, 0, bytes(64), is_last=True)
 BAD_TURNS = {
@@ -123,6 +137,54 @@ def test_a_fault_in_a_step_fails_only_the_sessions_of_that_step(  # type: ignore
     assert [r.session_id for r in failed] == ["a"]
     assert driver.answer("b", 0).text
     engine.check_integrity()
+
+
+def full_above(engine: Engine, limit: int) -> Callable[[StepPlan], StepOutput]:
+    """A runner whose memory holds batches of at most `limit`."""
+    run = engine.runner.run
+
+    def limited(plan: StepPlan) -> StepOutput:
+        if plan.size > limit:
+            raise torch.OutOfMemoryError(f"{plan.size} are too many")
+        return run(plan)
+
+    return limited
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_nobody_notices(
+    omni, new_driver, monkeypatch
+) -> None:  # type: ignore[no-untyped-def]
+    expected = chat_answer(Chat(omni, SYSTEM), Said(sound=speech(1.0)))
+    driver: Driver = new_driver(num_lanes=4)
+    monkeypatch.setattr(driver.engine.runner, "run", full_above(driver.engine, 2))
+    for name in "abcd":
+        driver.open(name)
+        driver.say(name, 0, Said(sound=speech(1.0)))
+    driver.run()
+    for name in "abcd":
+        answer = driver.answer(name, 0)
+        assert (answer.tokens, answer.codes) == (expected.tokens, expected.codes)
+    driver.engine.check_integrity()
+
+
+def test_when_even_half_does_not_fit_the_youngest_pays_and_twice_in_a_minute_ends_the_worker(
+    new_driver, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    driver: Driver = new_driver(num_lanes=4)
+    for name in "abcd":
+        driver.open(name)
+        driver.say(name, 0, Said("hello"))
+    with monkeypatch.context() as patch:
+        patch.setattr(driver.engine.runner, "run", full_above(driver.engine, 0))
+        driver.step()
+    [failed] = [r for r in driver.replies if isinstance(r, SessionFailed)]
+    assert (failed.session_id, failed.code) == ("b", "out_of_memory")  # of the half that was tried
+    driver.run()
+    assert all(driver.answer(name, 0).text for name in "acd")
+    driver.say("a", 1, Said("hello"))
+    monkeypatch.setattr(driver.engine.runner, "run", full_above(driver.engine, 0))
+    with pytest.raises(EngineDead, match="twice in a minute"):
+        driver.step()
 
 
 def test_no_reply_gets_further_ahead_than_the_lead(new_driver, omni) -> None:  # type: ignore[no-untyped-def]

@@ -90,6 +90,20 @@ def test_a_reply_ahead_of_its_playback_waits_and_says_until_when() -> None:
     assert script.run(100) is not None
 
 
+def test_the_lead_is_counted_from_where_the_player_says_it_is() -> None:
+    script = Script()
+    pace = script.playing("a", 0).pace
+    pace.deliver(1600 * 24, 0)
+    assert script.run(0) is None
+    pace.report(200 * 24, 50)  # 200 ms played, 1400 to go
+    assert pace.lead_ms(50) == 1400
+    assert script.run(50) is not None
+    pace.report(200 * 24, 700)  # it stands still: so does the reply
+    assert pace.lead_ms(700) == 1400
+    pace.report(10**9, 800)
+    assert pace.lead_ms(800) == 0
+
+
 def test_a_long_prompt_is_cut_so_that_nobody_runs_dry() -> None:
     script = Script()
     script.session("long", 1000).pace.wait(0, speech=True)
