@@ -1,7 +1,7 @@
 """Where in a clip each token of its text is spoken: phonemes per token, and a forced alignment of codes with them.
 
 The codec's phoneme reader gives, twice per code, the odds of every phoneme; the best monotonic path through the
-text's phonemes says when each one sounds. The Talker is taught by it where to look; nothing of this runs in the product.
+text's phonemes says when each one sounds. It teaches the Talker where to look; nothing of it runs in the product.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ def thinker_tensors(gguf: Gguf) -> Iterator[tuple[str, Tensor]]:
         layer = f"{TEXT}layers.{i}."
         for ours, theirs in names.items():
             into_stream = ours in ("attn_output", "ffn_down")
-            weight = _tensor(gguf.read(f"blk.{i}.{ours}.weight"))
-            yield f"{layer}{theirs}.weight", weight * scale if into_stream else weight
+            read = _tensor(gguf.read(f"blk.{i}.{ours}.weight"))
+            yield f"{layer}{theirs}.weight", read * scale if into_stream else read
         projections = {
             "q_proj": rotate_halves(gguf.read(f"blk.{i}.attn_q.weight"), heads),
             "k_proj": rotate_halves(gguf.read(f"blk.{i}.attn_k.weight"), kv_heads),
@@ -172,7 +172,8 @@ def write(folder: Path, trained: Path, tensors: dict[str, Tensor], dtype: torch.
     """Write the folder in the published layout; the weights last, so that a half-written folder never loads."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(tree.CONFIG, indent=2) + "\n")
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2]}) + "\n")
+    generation = {"eos_token_id": [2], "codec_solver": tree.CODEC_SOLVER}
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     (folder / "system_prompt.txt").write_text(tree.SYSTEM_PROMPT + "\n")
     tokenizer(Gguf.open(smollm2_path())).save(str(folder / "tokenizer.json"))
     shutil.copyfile(trained / "voices.safetensors", folder / "voices.safetensors")

@@ -13,11 +13,11 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.codec.dit import Dit
@@ -26,9 +26,12 @@ from model.codec.voice import Voice
 from recipes.tiny import codec, loop, tree
 from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 SEGMENT_BLOCKS = 8  # 1.92 s: every layer's reach several times over
 REF_FRAMES = 200
-SOLVER = SolverConfig(method="euler", num_points=5, guidance=0.0)
+SOLVER = SolverConfig(**tree.CODEC_SOLVER)
 MEL_SCALE = 3.0  # spread of log mel; keeps the loss near one
 
 log = logging.getLogger("dit")
@@ -94,7 +97,7 @@ class DitStage:
         with loop.half_precision(self.device):
             loss = self._loss(mel, noise, t, codes, voices)
         optimizer = self.optimizers["dit"]
-        loop.warm_up(optimizer, step, self.lr, 500)
+        loop.warm_up(optimizer, step, self.lr, 300)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.dit.parameters(), 1.0)
@@ -132,7 +135,9 @@ def draw_times(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
 
 def embed_by_value(table: Tensor, values: Tensor, seed: int = 0) -> None:
     """Start an embedding of codes [N, C], in place, such that codes with like quantised values [N, D] lie close."""
-    mix = torch.randn(values.shape[1], table.shape[1], generator=torch.Generator().manual_seed(seed))
+    mix = torch.randn(
+        values.shape[1], table.shape[1], generator=torch.Generator().manual_seed(seed)
+    )
     with torch.no_grad():
         scale = table[: len(values)].std()
         near = values @ mix

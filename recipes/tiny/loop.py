@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("train")
 
 
-
 class Stage(Protocol):
     """What one recipe brings: `parts` are trained, `shipped` names those whose averaged weights are kept."""
 
@@ -83,7 +82,9 @@ def add_arguments(parser: argparse.ArgumentParser, *, steps: int, batch: int) ->
         "--start-from", type=Path, help="shipped weights for a new run's first step"
     )
     parser.add_argument(
-        "--anneal", action="store_true", help="let the rate fall to zero over --minutes (or --steps)"
+        "--anneal",
+        action="store_true",
+        help="let the rate fall to zero over --minutes (or --steps)",
     )
     parser.add_argument("--average-over", type=int, default=1000, help="steps")
 

@@ -55,7 +55,9 @@ def read_rows(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 @torch.inference_mode()
-def make_rows(source: FrozenThinker, texts: list[str], seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+def make_rows(
+    source: FrozenThinker, texts: list[str], seed: int
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Give every text a chat in which it is the reply; long prompts lose their beginning, as the Talker is local."""
     made: dict[str, tuple[Tensor, Tensor]] = {}
     for batch in _batches(sorted(texts, key=len)):

@@ -11,7 +11,8 @@ all need only the forced alignment (`align.py`), and none leaves a trace in the 
 
 * **guide**: in a few heads, attention goes to the row of the token that is being spoken;
 * **phoneme**: halfway up, a row can tell which phoneme it is about to sound;
-* **pronunciation**: low down, a token's row can tell all of its phonemes.
+* **pronunciation**: low down, a token's row can tell all of its phonemes. This needs no sound, so it is also asked of
+  rows of words that nobody has read aloud: thousands, commonest most often.
 
 The codes carry hardly any voice, so each clip is read by the other voice half of the time: both learn from all speech.
 
@@ -23,10 +24,11 @@ The codes carry hardly any voice, so each clip is read by the other voice half o
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -34,8 +36,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.rope import Timeline
-from model.talker import Talker
-from recipes.tiny import align, codec, dit, loop, tree
+from model.sampling import Sampling, SamplingBatch, sample
+from model.talker import Talker, suppressed_codes
+from recipes.tiny import align, codec, dit, loop, tree, vocabulary
 from recipes.tiny.dataset import ALIKE, VOICE_NAMES, Clip, Speech
 from recipes.tiny.frozen import FrozenThinker
 from recipes.tiny.rows import read_rows
@@ -51,9 +54,11 @@ NUM_PHONEMES = 1 + len(codec.PHONEMES)
 SLOTS = 8  # phonemes asked of one token
 PRONOUNCED_AFTER, GUIDED, SOUNDED_AFTER = 2, ((2, 0), (3, 0), (3, 3)), 4  # layers; (layer, head)
 GUIDE, PHONEME, PRONUNCIATION = 0.3, 0.3, 0.2
-WRONG_CODES = 0.05  # so many of the codes fed back are drawn at random, as its own slips will be
+DROPOUT = 0.1  # of what a layer adds
+WRONG_CODES = 0.1  # so many of the codes fed back are drawn at random, as its own slips will be
 OWN_VOICE = 0.5  # a clip keeps its voice so often; else either is drawn
 SHARE_OF_FEMALE = 0.3
+NUM_WORDS, UNREAD = 14_000, (16, 20)  # words known; rows of them beside each batch
 
 log = logging.getLogger("talker")
 
@@ -104,6 +109,36 @@ class Stack:
     pronunciations: Tensor  # [B, T, SLOTS]
 
 
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Words, commonest first: embeddings [V, H] and phonemes [V, SLOTS]; hidden states [K, H] to mix in."""
+
+    embeddings: Tensor
+    phonemes: Tensor
+    hidden: Tensor
+
+    @classmethod
+    def of(cls, source: FrozenThinker, lessons: dict[str, tuple[Tensor, Tensor]]) -> Vocabulary:
+        ranked = vocabulary.words(source.tokenizer)[:NUM_WORDS]
+        phonemes = [list(align.word_phonemes(word)) for _, word in ranked]
+        hidden = [
+            rows.float() - source.embed(source.tokenizer.encode(text)).float()
+            for text, (_, rows) in list(lessons.items())[:800]
+        ]
+        return cls(
+            source.embed([token for token, _ in ranked]).float(),
+            torch.tensor([(own + [0] * SLOTS)[:SLOTS] for own in phonemes]),
+            torch.cat(hidden),
+        )
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Rows h + e [*shape, H] of random words, and their phonemes [*shape, SLOTS]."""
+        power = rng.choice((1, 3), shape)
+        words = torch.from_numpy((len(self.phonemes) * rng.random(shape) ** power).astype(np.int64))
+        moods = torch.from_numpy(rng.integers(0, len(self.hidden), shape))
+        return self.embeddings[words] + self.hidden[moods], self.phonemes[words]
+
+
 class Guides(nn.Module):
     """What training adds: readers of phonemes. Not shipped."""
 
@@ -121,6 +156,7 @@ class TalkerStage:
         train: list[Lesson],
         kept_out: list[Lesson],
         markers: Markers,
+        words: Vocabulary | None,
         config: TalkerConfig,
         *,
         batch: int,
@@ -129,7 +165,7 @@ class TalkerStage:
         seed: int,
     ) -> None:
         torch.manual_seed(seed)
-        self.train, self.kept_out, self.markers = train, kept_out, markers
+        self.train, self.kept_out, self.markers, self.words = train, kept_out, markers, words
         self.batch, self.lr, self.device, self.config = batch, lr, device, config
         self.odds = lesson_odds(train)
         self.talker = Talker(config)
@@ -146,11 +182,14 @@ class TalkerStage:
 
     def train_step(self, step: int, rng: np.random.Generator) -> dict[str, float]:
         drawn = rng.choice(len(self.train), ALIKE * self.batch, p=self.odds)
-        drawn = sorted(drawn, key=lambda i: len(self.train[i].codes))
+        alike = sorted((self.train[i] for i in drawn), key=lambda lesson: len(lesson.codes))
         first = int(rng.integers(ALIKE)) * self.batch
-        lessons = [self.train[i] for i in drawn[first : first + self.batch]]
+        lessons = alike[first : first + self.batch]
         with loop.half_precision(self.device):
             loss, figures = self._loss(self._stack(lessons, rng))
+            if self.words is not None:
+                unread = self._unread_loss(self.words, rng)
+                loss, figures["unread"] = loss + PRONUNCIATION * unread, unread.item()
         optimizer = self.optimizers["talker"]
         loop.warm_up(optimizer, step, self.lr, 300)
         optimizer.zero_grad()
@@ -162,24 +201,46 @@ class TalkerStage:
     def validate(self) -> dict[str, float]:
         lessons = sorted(self.kept_out, key=lambda x: len(x.codes))
         parts = [
-            self._loss(self._stack(lessons[i : i + 10], None))[1] for i in range(0, len(lessons), 10)
+            self._loss(self._stack(lessons[i : i + 10], None))[1]
+            for i in range(0, len(lessons), 10)
         ]
         figures = {name: float(np.mean([p[name] for p in parts])) for name in parts[0]}
         return {"score": figures["loss"], **figures}
 
+    @torch.inference_mode()
+    def read_aloud(self, lesson: Lesson, sampling: Sampling) -> Tensor:
+        """Draw the codes [N] of a lesson's reply, feeding each back; plain and slow."""
+        drawn = torch.zeros(0, dtype=torch.int64)
+        seen = torch.zeros(1, self.config.decoder.vocab_size, dtype=torch.bool)
+        seen[0, list(self.talker.prompt_history())] = True
+        suppressed = suppressed_codes(self.config, tree.codec_decoder().dit)
+        while len(drawn) < MAX_CODES:
+            asked = dataclasses.replace(lesson, codes=drawn)
+            stack = self._sequence(asked, None)
+            x = self.talker.thinker_to_talker_proj(stack.rows)[None]
+            logits = self.talker.logits(self.talker.model.whole(x, stack.positions[:, None])[:, -1])
+            batch = SamplingBatch.pack([sampling], [len(drawn)], torch.device("cpu"))
+            code = int(sample(logits, batch, seen, suppressed))
+            if code in self.config.stop_ids:
+                break
+            seen[0, code] = True
+            drawn = torch.cat([drawn, torch.tensor([code])])
+        return drawn
+
     def _loss(self, stack: Stack) -> tuple[Tensor, dict[str, float]]:
         model = self.talker.model
+        assert model.rotary is not None
         rotary = model.rotary.cos_sin(stack.positions.flatten(1), torch.float32)
         # The stream through the layers stays exact; only products are rounded.
         x = self.talker.thinker_to_talker_proj(stack.rows).float()
         guide, found, sound, said = [], [], x.new_zeros(()), x.new_zeros(())
-        for i, layer in enumerate(model.layers):
+        for i, layer in enumerate(cast("list[DecoderLayer]", list(model.layers))):
             for at, head in GUIDED:
                 if at == i:
                     share, is_found = looked(layer, head, x, rotary, stack.looked_at)
                     guide.append(share)
                     found.append(is_found)
-            x = layer.whole(x, rotary)
+            x = x + F.dropout(layer.whole(x, rotary) - x, DROPOUT, self.talker.training)
             if i + 1 == PRONOUNCED_AFTER:
                 said = asked_loss(
                     self.guides.pronounced(x).unflatten(2, (SLOTS, -1)), stack.pronunciations
@@ -199,6 +260,20 @@ class TalkerStage:
             "said": said.item(),
         }
         return loss + GUIDE * guided + PHONEME * sound + PRONUNCIATION * said, figures
+
+    def _unread_loss(self, words: Vocabulary, rng: np.random.Generator) -> Tensor:
+        """Pronunciation of words without sound, under random codes."""
+        rows, wanted = (x.to(self.device) for x in words.draw(rng, UNREAD))
+        codes = torch.from_numpy(rng.integers(0, tree.NUM_CODES, UNREAD)).to(self.device)
+        assert self.talker.model.rotary is not None
+        positions = torch.arange(UNREAD[1], device=self.device) + int(rng.integers(60))
+        rotary = self.talker.model.rotary.cos_sin(
+            positions.repeat(UNREAD[0]).expand(3, -1), torch.float32
+        )
+        x = self.talker.thinker_to_talker_proj(rows + self.talker.embed_codes(codes)).float()
+        for layer in cast("list[DecoderLayer]", list(self.talker.model.layers))[:PRONOUNCED_AFTER]:
+            x = layer.whole(x, rotary)
+        return asked_loss(self.guides.pronounced(x).unflatten(2, (SLOTS, -1)), wanted)
 
     def _stack(self, lessons: list[Lesson], rng: np.random.Generator | None) -> Stack:
         """Lay out lessons; with `rng` as in training: cut prompts, wrong codes, either voice."""
@@ -385,6 +460,7 @@ def main() -> None:
         make_lessons(source, tokenizer, speech.train, rows),
         make_lessons(source, tokenizer, speech.kept_out, rows),
         Markers.of(source),
+        Vocabulary.of(source, rows),
         source.config.talker,
         batch=args.batch,
         lr=args.lr or 5e-4,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ class Line:
     """Fit y = 2 x with noise drawn from the step's own generator."""
 
     shipped: tuple[str, ...] = ("line",)
+    lr = 0.1
 
     def __init__(self, scores: list[float] | None = None) -> None:
         torch.manual_seed(0)
@@ -66,6 +68,21 @@ def test_the_best_average_is_kept_and_patience_ends_the_run(tmp_path: Path) -> N
     best = loop.load_average(tmp_path, "line")
     newest = loop.load_average(tmp_path, "line", best=False)
     assert not torch.equal(best["weight"], newest["weight"])
+
+
+def test_the_rate_falls_to_nearly_nothing_over_the_steps_of_this_call(tmp_path: Path) -> None:
+    rates = []
+
+    class Watched(Line):
+        def train_step(self, step: int, rng: np.random.Generator) -> dict[str, float]:
+            rates.append(self.lr)
+            return super().train_step(step, rng)
+
+    loop.train(Watched(), tmp_path, limits(4))
+    loop.train(Watched(), tmp_path, dataclasses.replace(limits(14), anneal=True))
+    assert rates[:5] == [0.1] * 5  # not asked for; then the first step of the second call
+    assert all(b < a for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert rates[-1] < 0.01
 
 
 def test_a_request_to_stop_saves_first(tmp_path: Path) -> None:
