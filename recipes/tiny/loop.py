@@ -26,6 +26,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from recipes.tiny.team import Team
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
@@ -104,7 +106,10 @@ def budget(args: argparse.Namespace) -> Budget:
 
 def train(stage: Stage, out: Path, limits: Budget) -> None:
     """Run `stage` until a limit is reached, resuming from `out` if it holds a state."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    team = Team.join()
+    level = logging.INFO if team.is_first else logging.WARNING
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger().setLevel(level)
     out.mkdir(parents=True, exist_ok=True)
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")  # TF32: ample for training
@@ -123,9 +128,10 @@ def train(stage: Stage, out: Path, limits: Budget) -> None:
         number: signal.signal(number, lambda received, _: asked_to_stop.append(received))
         for number in (signal.SIGTERM, signal.SIGINT)
     }
+    team.average_before_steps(stage.optimizers.values())
     began, sums, count = time.monotonic(), dict[str, float](), 0
     first_step, full_lr = progress["step"], stage.lr
-    while progress["step"] < limits.steps and progress["stale"] < limits.patience:
+    while progress["step"] < limits.steps:
         step = progress["step"]
         if limits.anneal:
             used = (
@@ -133,12 +139,12 @@ def train(stage: Stage, out: Path, limits: Budget) -> None:
                 (step - first_step) / (limits.steps - first_step),
             )
             stage.lr = full_lr * half_cosine(max(used))
-        figures = stage.train_step(step, np.random.default_rng((limits.seed, step)))
+        figures = stage.train_step(step, np.random.default_rng(team.seed(limits.seed, step)))
         _average(stage, averages, step, 1 - 1 / limits.average_over)
         for name, value in figures.items():
             sums[name] = sums.get(name, 0.0) + value
         progress["step"], count = step + 1, count + 1
-        if progress["step"] % limits.report_every == 0:
+        if progress["step"] % limits.report_every == 0 and team.is_first:
             _report(
                 out,
                 progress["step"],
@@ -147,10 +153,12 @@ def train(stage: Stage, out: Path, limits: Budget) -> None:
             )
             sums, count = {}, 0
         spent = bool(asked_to_stop) or (time.monotonic() - began) / 60 > limits.minutes
-        last = spent or progress["step"] == limits.steps
+        last = team.agree(stop=spent) or progress["step"] == limits.steps
         if last or progress["step"] % limits.validate_every == 0:
-            _validate(stage, out, progress, averages)
-            _save(stage, out / "state.pt", progress, averages)
+            if team.is_first:
+                _validate(stage, out, progress, averages)
+                _save(stage, out / "state.pt", progress, averages)
+            last = team.agree(stop=last or progress["stale"] >= limits.patience)
         if last:
             break
     for number, handler in former.items():

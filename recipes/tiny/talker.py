@@ -54,7 +54,7 @@ NUM_PHONEMES = 1 + len(codec.PHONEMES)
 SLOTS = 8  # phonemes asked of one token
 PRONOUNCED_AFTER, GUIDED, SOUNDED_AFTER = 2, ((2, 0), (3, 0), (3, 3)), 4  # layers; (layer, head)
 GUIDE, PHONEME, PRONUNCIATION = 0.3, 0.3, 0.2
-DROPOUT = 0.1  # of what a layer adds
+DROPOUT = 0.05  # of what a layer adds
 WRONG_CODES = 0.1  # so many of the codes fed back are drawn at random, as its own slips will be
 OWN_VOICE = 0.5  # a clip keeps its voice so often; else either is drawn
 SHARE_OF_FEMALE = 0.3
@@ -191,7 +191,7 @@ class TalkerStage:
                 unread = self._unread_loss(self.words, rng)
                 loss, figures["unread"] = loss + PRONUNCIATION * unread, unread.item()
         optimizer = self.optimizers["talker"]
-        loop.warm_up(optimizer, step, self.lr, 300)
+        loop.warm_up(optimizer, step, self.lr, 100)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.talker.parameters(), 1.0)
@@ -215,7 +215,10 @@ class TalkerStage:
         seen[0, list(self.talker.prompt_history())] = True
         suppressed = suppressed_codes(self.config, tree.codec_decoder().dit)
         while len(drawn) < MAX_CODES:
-            asked = dataclasses.replace(lesson, codes=drawn)
+            unknown = torch.full_like(drawn, -1)
+            asked = dataclasses.replace(
+                lesson, codes=drawn, token_spoken=unknown, phoneme_spoken=unknown
+            )
             stack = self._sequence(asked, None)
             x = self.talker.thinker_to_talker_proj(stack.rows)[None]
             logits = self.talker.logits(self.talker.model.whole(x, stack.positions[:, None])[:, -1])
@@ -435,6 +438,35 @@ def make_lessons(
     return lessons
 
 
+@dataclass(frozen=True, slots=True)
+class Course:
+    """All that one run is taught."""
+
+    train: list[Lesson]
+    kept_out: list[Lesson]
+    markers: Markers
+    words: Vocabulary
+
+
+def prepared(args: argparse.Namespace) -> Course:
+    """Make the lessons, or take those a run made before: delete its `course.pt` when there is more speech."""
+    path = args.out / "course.pt"
+    if path.exists():
+        course: Course = torch.load(path, weights_only=False)  # written below, by ourselves
+        return course
+    speech, tokenizer = Speech(args.data), codec.load(args.codec)
+    source, rows = FrozenThinker.load(args.checkpoint, "cpu"), read_rows(args.rows)
+    course = Course(
+        make_lessons(source, tokenizer, speech.train, rows),
+        make_lessons(source, tokenizer, speech.kept_out, rows),
+        Markers.of(source),
+        Vocabulary.of(source, rows),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(course, path)
+    return course
+
+
 def load(out: Path, config: TalkerConfig, *, best: bool = True) -> Talker:
     talker = Talker(config)
     talker.load_state_dict(loop.load_average(out, "talker", best=best))
@@ -453,15 +485,15 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    speech, tokenizer = Speech(args.data), codec.load(args.codec)
-    source, rows = FrozenThinker.load(args.checkpoint, "cpu"), read_rows(args.rows)
-    assert source.config.talker is not None
+    config = tree.config().talker
+    assert config is not None
+    course = prepared(args)
     stage = TalkerStage(
-        make_lessons(source, tokenizer, speech.train, rows),
-        make_lessons(source, tokenizer, speech.kept_out, rows),
-        Markers.of(source),
-        Vocabulary.of(source, rows),
-        source.config.talker,
+        course.train,
+        course.kept_out,
+        course.markers,
+        course.words,
+        config,
         batch=args.batch,
         lr=args.lr or 5e-4,
         device=args.device,
