@@ -20,9 +20,8 @@ from torch import Tensor
 from model.codec.decoder import CodecDecoder
 from model.codec.noise import NoiseSource
 from model.codec.sampler import FlowSampler
-from model.codec.solver import SolverConfig
 from model.codec.voice import Voice, load_voices
-from model.config import DitConfig, OmniConfig, Token2WavConfig, VocoderConfig
+from model.config import DitConfig, OmniConfig, SolverConfig, Token2WavConfig, VocoderConfig
 from model.windows import WindowSchedule
 
 SOLVERS = {

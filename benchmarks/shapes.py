@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from benchmarks.models import random_model
 from model.attention import ForwardBatch, KVCache, SequenceSpan
 from model.codec.voice import Voice
-from model.config import OmniConfig
-from model.image import PUBLISHED, Patches
-from model.omni import OmniModel
+from model.image import Patches
 from recipes.random_checkpoint import SHAPES
 
 if TYPE_CHECKING:
     from model.decoder import Decoder
+    from model.omni import OmniModel
 
 Step = Callable[[], object]
 PAGE_SIZE = 256  # what flash-attn's paged kernels ask for
@@ -80,24 +80,6 @@ class Bench:
             print(f"  not captured: {str(error).splitlines()[0]}")
             return None
         return graph.replay
-
-
-def build(shape: str, device: torch.device, dtype: torch.dtype) -> OmniModel:
-    config = OmniConfig.from_json(SHAPES[shape])
-    with torch.device("meta"):
-        model = OmniModel(config, PUBLISHED)
-    model.thinker.to(dtype)
-    assert model.talker is not None
-    model.talker.to(dtype)
-    model.to_empty(device=device)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if p.dim() < 2:
-                p.fill_(0 if name.endswith(("bias", "alpha", "beta")) else 1)
-            else:
-                p.normal_(0, 0.7 * p[0].numel() ** -0.5)
-    model.requires_grad_(False).eval().prepare()
-    return model
 
 
 def decode(bench: Bench, decoder: Decoder, head: nn.Module, batch: int, context: int) -> Step:
@@ -178,7 +160,7 @@ def main() -> None:
     dtype = torch.bfloat16
     torch.set_num_threads(1)
     bandwidth = measured_bandwidth(device)
-    model = build(args.shape, device, dtype)
+    model = random_model(args.shape, device, dtype)
     bench = Bench(model, device, dtype, bandwidth)
     assert model.talker is not None
     thinker, talker = model.thinker, model.talker

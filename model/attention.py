@@ -9,9 +9,11 @@ takes a `ForwardBatch` of packed sequences and attends causally over sequence or
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -86,7 +88,11 @@ class ForwardBatch:
 
 
 class KVCache:
-    """Key and value slots of one decoder, allocated once: [layers, slots, 2, K, D]."""
+    """Key and value slots of one decoder, allocated once: [layers, slots, 2, K, D].
+
+    In a CPU's memory the slots of one head lie together, so that a long context is read in one run per head; a GPU's
+    paged kernels want the heads of one slot together.
+    """
 
     def __init__(
         self,
@@ -99,14 +105,17 @@ class KVCache:
         fill: float = 0.0,
     ) -> None:
         """`fill` is NaN in tests, so that a read of a slot nobody wrote is loud."""
-        shape = (
-            config.num_hidden_layers,
-            num_pages * page_size,
-            2,
-            config.num_key_value_heads,
-            config.head_dim,
-        )
-        self.slots = torch.full(shape, fill, dtype=dtype, device=device)
+        layers, num_slots = config.num_hidden_layers, num_pages * page_size
+        heads, size = config.num_key_value_heads, config.head_dim
+        if device.type == "cuda":
+            shape = (layers, num_slots, 2, heads, size)
+            self.slots = torch.full(shape, fill, dtype=dtype, device=device)
+        else:
+            shape = (layers, 2, heads, num_slots, size)
+            by_head = (
+                _untouched(shape, dtype) if fill == 0 else torch.full(shape, fill, dtype=dtype)
+            )
+            self.slots = by_head.permute(0, 3, 1, 2, 4)
         self.page_size = page_size
 
     def layers(self) -> tuple[Tensor, ...]:
@@ -116,6 +125,12 @@ class KVCache:
     @property
     def num_bytes(self) -> int:
         return self.slots.numel() * self.slots.element_size()
+
+
+def _untouched(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros that take memory only where they are written: numpy passes on the system's as they are."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, np.uint8)).view(dtype).view(shape)
 
 
 class Attention(Protocol):
@@ -182,6 +197,16 @@ def choose_attention(device: torch.device, dtype: torch.dtype) -> Attention:
     if dtype in (torch.float16, torch.bfloat16) and _has_flash_attn():
         return _attend_flash
     return _attend_cuda_torch
+
+
+def cost_is_by_context(attend: Attention | None) -> bool:
+    """The kernel reads no more than the tokens there are, however wide the page table is."""
+    return attend is _attend_flash
+
+
+def preferred_page_size(attend: Attention | None) -> int:
+    """Slots per page that the kernel asks for; small ones waste less where it does not care."""
+    return 256 if attend is _attend_flash else 16
 
 
 def _attend_cuda_torch(q: Tensor, kv: Tensor, batch: ForwardBatch) -> Tensor:

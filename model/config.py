@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -247,11 +248,54 @@ class VocoderConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SolverConfig:
+    """How the codec's flow is integrated; the defaults are the published ones (36 evaluations).
+
+    `num_points` time points make `num_points - 1` steps of four evaluations (rk4, the 3/8 rule) or
+    one (euler). `guidance` 0 leaves out the unconditioned row and halves the work.
+    """
+
+    method: Literal["rk4", "euler"] = "rk4"
+    num_points: int = 10
+    guidance: float = 0.5
+    sway: float = -1.0
+
+    def __post_init__(self) -> None:
+        if self.method not in ("rk4", "euler"):
+            raise ConfigError(
+                f"solver_config.method is {self.method!r}; it must be 'rk4' or 'euler'"
+            )
+        if self.num_points < 2:
+            raise ConfigError(
+                f"solver_config.num_points is {self.num_points}; it must be at least 2"
+            )
+        if not (math.isfinite(self.guidance) and self.guidance >= 0):
+            raise ConfigError(
+                f"solver_config.guidance is {self.guidance}; it must be 0 or positive"
+            )
+        if not -1 <= self.sway <= 1:
+            raise ConfigError(f"solver_config.sway is {self.sway}; it must lie in -1…1")
+
+    @property
+    def num_evaluations(self) -> int:
+        return (self.num_points - 1) * (4 if self.method == "rk4" else 1)
+
+    @property
+    def num_rows(self) -> int:
+        """Network rows per stream: conditioned, and with guidance also unconditioned."""
+        return 2 if self.guidance > 0 else 1
+
+
+@dataclass(frozen=True, slots=True)
 class Token2WavConfig:
-    """Codec decoder: DiT and vocoder."""
+    """Codec decoder: DiT, how it is integrated, and vocoder.
+
+    The published files say nothing of the solver; a checkpoint trained for another one brings `solver_config`.
+    """
 
     dit: DitConfig = field(default_factory=DitConfig)
     bigvgan: VocoderConfig = field(default_factory=VocoderConfig)
+    solver: SolverConfig = field(default_factory=SolverConfig)
 
     def __post_init__(self) -> None:
         if self.dit.mel_dim != self.bigvgan.mel_dim:
@@ -346,6 +390,7 @@ def _token2wav(tree: Mapping[str, Any]) -> Token2WavConfig:
     return Token2WavConfig(
         dit=_pick(DitConfig, tree.get("dit_config") or {}, "dit_config"),
         bigvgan=_pick(VocoderConfig, tree.get("bigvgan_config") or {}, "bigvgan_config"),
+        solver=_pick(SolverConfig, tree.get("solver_config") or {}, "solver_config"),
     )
 
 
@@ -391,6 +436,8 @@ def _checked(value: Any, kind: Any, path: str) -> Any:
         return float(value)
     if kind is bool:
         return bool(value)
+    if get_origin(kind) is Literal:
+        return value  # the dataclass knows which
     if not isinstance(value, list | tuple):
         raise ConfigError(f"{path} must be a list, not {value!r}")
     return tuple(tuple(v) if isinstance(v, list | tuple) else v for v in value)

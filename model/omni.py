@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -20,7 +20,6 @@ from model.checkpoint import (
     locate,
 )
 from model.codec.decoder import CodecDecoder
-from model.codec.solver import SolverConfig
 from model.codec.voice import Voice, load_voices
 from model.config import OmniConfig
 from model.cpu_linear import Int8Linear, PrepackedLinear, suits_onednn
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from model.config import SolverConfig
     from model.windows import WindowSchedule
 
 VOICE_FILES = ("voices.safetensors", "spk_dict.pt")
@@ -124,8 +124,7 @@ def load(
         weights: `int8` quantises what a decode step reads whole (Thinker and Talker matrices). A loaded model is for
             inference; on a CPU its linear layers are laid out for the kernels and no longer in the state dict.
         speech: False leaves Talker and codec decoder out.
-        solver: how the codec integrates its flow; None takes the checkpoint's `codec_solver` (in its
-            `generation_config.json`), else the published one.
+        solver: how the codec integrates its flow; None: as the checkpoint says.
         schedule: the codec's windows.
         progress: called after each tensor.
 
@@ -138,9 +137,9 @@ def load(
     if not speech:
         config = OmniConfig(config.thinker, None, None)
     dtype = dtype or default_dtype(device)
-    images, generation = _image_settings(folder), _generation_config(folder)
+    images = _image_settings(folder)
     with torch.device("meta"):
-        model = OmniModel(config, images, solver or _solver(generation, folder), schedule)
+        model = OmniModel(config, images, solver, schedule)
     _fill(model, folder, device, dtype, weights, progress)
     tokenizer = TextTokenizer.from_folder(folder, config.thinker.control_ids)
     return Omni(
@@ -149,7 +148,7 @@ def load(
         tokenizer=tokenizer,
         voices=_load_voices(folder, config),
         images=images,
-        end_ids=frozenset((tokenizer.im_end_id, *_listed_end_ids(generation))),
+        end_ids=frozenset((tokenizer.im_end_id, *_listed_end_ids(folder))),
         system_prompt=_system_prompt(folder),
         device=device,
         dtype=dtype,
@@ -220,32 +219,13 @@ def _system_prompt(folder: Path) -> str:
     return path.read_text(encoding="utf-8").strip() if path.exists() else SPEECH_SYSTEM_PROMPT
 
 
-def _generation_config(folder: Path) -> dict[str, Any]:
-    """The checkpoint's `generation_config.json`, empty if it has none."""
+def _listed_end_ids(folder: Path) -> list[int]:
+    """`eos_token_id` of the checkpoint's generation config: absent, one id, or several."""
     path = folder / "generation_config.json"
     if not path.exists():
-        return {}
+        return []
     try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        listed = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from None
-    return settings
-
-
-def _listed_end_ids(generation: dict[str, Any]) -> list[int]:
-    """`eos_token_id` of the generation config: absent, one id, or several."""
-    listed = generation.get("eos_token_id")
     return [int(i) for i in ([listed] if isinstance(listed, int) else listed or [])]
-
-
-def _solver(generation: dict[str, Any], folder: Path) -> SolverConfig | None:
-    """How the checkpoint's flow was trained to be integrated, if it says so."""
-    settings = generation.get("codec_solver")
-    if settings is None:
-        return None
-    try:
-        return SolverConfig(**settings)
-    except TypeError as error:
-        raise CheckpointError(
-            f"{folder}: codec_solver in generation_config.json: {error}"
-        ) from None

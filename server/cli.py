@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from server.check import check, show_findings
+from server.config import load_config
+from server.logs import json_logs
+from server.serve import serve
 from server.talk import Answer, read_question, talk, write_answer
 from streaming.errors import ParleyError
 from streaming.packets import (
@@ -32,9 +36,79 @@ def main() -> None:
     """Voice and video conversation with Qwen2.5-Omni models."""
 
 
-@app.command(
-    name="talk", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
-)
+WORKER_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.command(name="serve", context_settings=WORKER_OPTIONS)
+def serve_command(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Option(help="checkpoint folder or hub name")] = None,
+    host: Annotated[str | None, typer.Option(help="address to listen on [127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="0: any free one [8000]")] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(help="who may enter: KEY, NAME=KEY or NAME=sha256:HEX; may be repeated"),
+    ] = None,
+    api_keys_file: Annotated[Path | None, typer.Option(help="the same, one a line")] = None,
+    origin: Annotated[
+        list[str] | None,
+        typer.Option(help="a page of another host that may connect: https://example.com"),
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="certificate chain, PEM")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="its key, PEM")] = None,
+    tls_self_signed: Annotated[
+        bool | None, typer.Option("--tls-self-signed", help="make a certificate: phones need TLS")
+    ] = None,
+    num_workers: Annotated[int | None, typer.Option(help="one per GPU [1]")] = None,
+    max_sessions: Annotated[int | None, typer.Option(help="at most so many at once")] = None,
+    drain_s: Annotated[
+        float | None, typer.Option(help="seconds to finish in when asked to stop [60]")
+    ] = None,
+    instructions: Annotated[
+        str | None, typer.Option(help="system prompt of sessions that bring none")
+    ] = None,
+    demo: Annotated[bool | None, typer.Option(help="serve the demo page")] = None,
+    let_everyone_on_the_network_in: Annotated[
+        bool | None,
+        typer.Option(
+            "--let-everyone-on-the-network-in", help="no key, and not only this machine: dangerous"
+        ),
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="DEBUG, INFO, WARNING, ERROR")] = None,
+    config: Annotated[Path | None, typer.Option(help="settings file [parley.toml]")] = None,
+) -> None:
+    """Serve conversations over WebSockets. Every setting may also stand in `parley.toml` or, as PARLEY_NAME, in the
+    environment. Options that are not listed go to the worker (`python -m streaming.engine --help`):
+    --device cuda, --num-lanes 32."""
+    flags = {
+        name: value
+        for name, value in context.params.items()
+        if name not in ("config", "api_key", "origin")
+    }
+    flags |= {"api_keys": api_key or None, "origins": origin or None}
+    flags["worker_args"] = tuple(context.args) or None
+    try:
+        resolved = load_config(flags, config)
+        with json_logs(resolved.log_level) as logs:
+            status = serve(resolved, _show_line, lambda: logs.num_dropped)
+    except ParleyError as error:
+        _show_line(f"error: {error}")
+        raise typer.Exit(2) from None
+    raise typer.Exit(status)
+
+
+@app.command(name="check", context_settings=WORKER_OPTIONS)
+def check_command(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help="checkpoint folder or hub name")],
+) -> None:
+    """Say whether this machine, these weights and a short conversation work."""
+    findings = asyncio.run(check(model, ["--model", model, *context.args]))
+    show_findings(findings, console)
+    raise typer.Exit(0 if all(finding.is_good for finding in findings) else 1)
+
+
+@app.command(name="talk", context_settings=WORKER_OPTIONS)
 def talk_command(
     context: typer.Context,
     question: Annotated[Path, typer.Argument(help="WAV file with the question")],
@@ -78,6 +152,10 @@ def talk_command(
         raise typer.Exit(2) from None
     write_answer(answer, out)
     _show_figures(answer, out)
+
+
+def _show_line(line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)  # [::1] is no markup
 
 
 def _show_loading(loading: Loading) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import av
 
-from server.worker_process import running_worker
+from server.supervisor import running_worker
 from streaming.chunker import Chunker
 from streaming.errors import ClientError, WorkerLost
 from streaming.media import (

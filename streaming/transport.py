@@ -124,9 +124,18 @@ class AsyncLink(Generic[PacketT]):
         if unsent > MAX_UNSENT_BYTES:
             raise WorkerLost(f"the worker does not read: {unsent} bytes are waiting for it")
 
+    @property
+    def num_unsent_bytes(self) -> int:
+        """What waits for the other side to read."""
+        return self._writer.transport.get_write_buffer_size()
+
     def close(self) -> None:
         """End the link; what is unsent is still tried."""
         self._writer.close()
+
+    def abort(self) -> None:
+        """End the link at once; what is unsent is lost."""
+        self._writer.transport.abort()
 
 
 async def serve_links(

@@ -32,9 +32,21 @@ class Rule:
 
 
 # Benchmarks are clients of the public protocol, but for these, which time the model and the engine from inside.
-INSIDE = ("steps", "parts", "shapes", "codec_distance", "latency")
+INSIDE = (
+    "steps",
+    "parts",
+    "shapes",
+    "codec_distance",
+    "latency",
+    "engine_steps",
+    "heard",
+    "models",
+)
 FROM_INSIDE = Rule(
-    frozenset({"model", "streaming", "streaming.engine", "recipes", "benchmarks"}), torch=True
+    frozenset(
+        {"model", "streaming", "streaming.engine", "recipes", "benchmarks", "benchmarks.models"}
+    ),
+    torch=True,
 )
 RULES = {
     "model": Rule(torch=True),

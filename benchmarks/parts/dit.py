@@ -12,9 +12,8 @@ from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as published
 
 from model.codec.dit import Dit
 from model.codec.sampler import FlowSampler
-from model.codec.solver import SolverConfig
 from model.codec.voice import Voice
-from model.config import DitConfig
+from model.config import DitConfig, SolverConfig
 
 Pair = tuple[Callable[[], object], Callable[[], object]]
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from model.codec.dit import Dit
 from model.codec.noise import NoiseSource
 from model.codec.sampler import DitState, FlowSampler
-from model.codec.solver import SolverConfig
 from model.codec.vocoder import Vocoder
 from model.streaming import StreamingModule
 from model.windows import Progress, WindowPlan, WindowPlanner, WindowSchedule
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from model.codec.voice import Voice
-    from model.config import Token2WavConfig
+    from model.config import SolverConfig, Token2WavConfig
 
 
 @dataclass(slots=True)
@@ -73,7 +72,7 @@ class CodecDecoder(StreamingModule[DecoderState]):
     ) -> None:
         super().__init__()
         self.config = config
-        self.solver = solver or SolverConfig()
+        self.solver = solver or config.solver
         dit = config.dit
         self.planner = WindowPlanner(schedule or WindowSchedule(), dit.block_codes, dit.repeats)
         self.code2wav_dit_model = Dit(dit)

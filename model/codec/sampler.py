@@ -27,12 +27,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.codec.dit import Dit, Modulation, PastBlock, TimeModulations
-from model.codec.solver import SolverConfig, integrate, time_plan
+from model.codec.solver import integrate, time_plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from model.codec.voice import Voice
+    from model.config import SolverConfig
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 

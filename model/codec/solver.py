@@ -6,50 +6,16 @@ fastest.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from model.config import ConfigError
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
-@dataclass(frozen=True, slots=True)
-class SolverConfig:
-    """How the flow is integrated; the defaults are the published ones (36 evaluations).
-
-    `num_points` time points make `num_points - 1` steps of four evaluations (rk4, the 3/8 rule) or
-    one (euler). `guidance` 0 leaves out the unconditioned row and halves the work.
-    """
-
-    method: Literal["rk4", "euler"] = "rk4"
-    num_points: int = 10
-    guidance: float = 0.5
-    sway: float = -1.0
-
-    def __post_init__(self) -> None:
-        if self.method not in ("rk4", "euler"):
-            raise ConfigError(f"solver method is {self.method!r}; it must be 'rk4' or 'euler'")
-        if self.num_points < 2:
-            raise ConfigError(f"solver num_points is {self.num_points}; it must be at least 2")
-        if not (math.isfinite(self.guidance) and self.guidance >= 0):
-            raise ConfigError(f"solver guidance is {self.guidance}; it must be 0 or positive")
-        if not -1 <= self.sway <= 1:
-            raise ConfigError(f"solver sway is {self.sway}; it must lie in -1…1")
-
-    @property
-    def num_evaluations(self) -> int:
-        return (self.num_points - 1) * (4 if self.method == "rk4" else 1)
-
-    @property
-    def num_rows(self) -> int:
-        """Network rows per stream: conditioned, and with guidance also unconditioned."""
-        return 2 if self.guidance > 0 else 1
+    from model.config import SolverConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,8 +172,7 @@ def write(folder: Path, trained: Path, tensors: dict[str, Tensor], dtype: torch.
     """Write the folder in the published layout; the weights last, so that a half-written folder never loads."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(tree.CONFIG, indent=2) + "\n")
-    generation = {"eos_token_id": [2], "codec_solver": tree.CODEC_SOLVER}
-    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2]}) + "\n")
     (folder / "system_prompt.txt").write_text(tree.SYSTEM_PROMPT + "\n")
     tokenizer(Gguf.open(smollm2_path())).save(str(folder / "tokenizer.json"))
     shutil.copyfile(trained / "voices.safetensors", folder / "voices.safetensors")

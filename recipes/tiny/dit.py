@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.codec.dit import Dit
-from model.codec.solver import SolverConfig, integrate, time_plan
+from model.codec.solver import integrate, time_plan
 from model.codec.voice import Voice
 from recipes.tiny import codec, loop, tree
 from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech
@@ -29,9 +29,11 @@ from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from model.config import SolverConfig
+
 SEGMENT_BLOCKS = 8  # 1.92 s: every layer's reach several times over
 REF_FRAMES = 200
-SOLVER = SolverConfig(**tree.CODEC_SOLVER)
+SOLVER = tree.codec_decoder().solver
 MEL_SCALE = 3.0  # spread of log mel; keeps the loss near one
 
 log = logging.getLogger("dit")

@@ -49,6 +49,18 @@ class Listener:
         )
         return " ".join(segment.text.strip() for segment in heard)
 
+    def words(self, wave: NDArray[np.float32], rate: int = SAMPLE_RATE) -> list[tuple[str, float]]:
+        """What was said, word by word, and when each word ended, in seconds."""
+        heard, _ = self._model.transcribe(
+            soxr.resample(wave, rate, 16_000),
+            language="en",
+            beam_size=1,
+            temperature=0.0,
+            condition_on_previous_text=False,
+            word_timestamps=True,
+        )
+        return [(w.word.strip(), w.end) for segment in heard for w in segment.words or ()]
+
 
 @dataclass(frozen=True, slots=True)
 class WordErrors:

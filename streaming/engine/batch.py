@@ -18,11 +18,25 @@ if TYPE_CHECKING:
     from streaming.engine.scheduler import Entry, StepPlan
 
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+Int32s = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """Fixed sizes of a decode step, and what its padding rows write to and read from."""
+
+    num_sequences: int
+    table_width: int
+    page: int
+    row_slot: int
 
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """What one forward of Thinker or Talker reads, N rows of B sequences, D of which draw a token."""
+    """What one forward of Thinker or Talker reads, N rows of B sequences, D of which draw a token.
+
+    Padding, if any, is behind the real sequences and counted in none of N, B, D but in the sizes of the tensors.
+    """
 
     batch: ForwardBatch
     token_ids: Tensor
@@ -37,15 +51,18 @@ class StepInputs:
     """[D]"""
     given: tuple[tuple[int, Tensor], ...]
     """Given rows and where in the batch they start."""
+    buffer: Tensor
+    """Bytes that the tensors above are views of."""
+    num_sequences: int
 
 
 def pack(
-    plan: StepPlan, page_size: int, device: torch.device, table_width: int | None = None
+    plan: StepPlan, page_size: int, device: torch.device, padding: Padding | None = None
 ) -> StepInputs:
     """Build the inputs of a plan for Thinker or Talker.
 
-    `table_width` fixes the second size of the page table, for captured graphs. On a CPU the table is left out where
-    every sequence's pages are one run, because nobody reads it then.
+    `padding` gives a decode fixed sizes, for captured graphs. On a CPU the table is left out where every sequence's
+    pages are one run, because nobody reads it then.
     """
     entries = plan.entries
     is_decode = plan.phase is Phase.DECODE
@@ -57,8 +74,8 @@ def pack(
     rows = _DecodeRows(entries) if is_decode else _PrefillRows(entries)
     ends = np.cumsum(lengths)
     draws = [i for i, e in enumerate(entries) if e.draws_token]
-    is_run = device.type == "cpu" and None not in first_slots
-    longs = (
+    is_run = device.type == "cpu" and None not in first_slots and padding is None
+    longs = [
         rows.positions,
         _slots(entries, page_size),
         rows.token_ids,
@@ -66,13 +83,12 @@ def pack(
         rows.row_slots,
         np.array([ends[i] - 1 for i in draws], np.int64),
         np.array([entries[i].seq.lane for i in draws], np.int64),
-    )
-    ints = (
-        np.zeros((len(entries), 0), np.int32) if is_run else _table(entries, table_width),
-        np.concatenate(([0], ends)).astype(np.int32),
-        np.array(contexts, np.int32),
-    )
-    moved = _copy(longs, ints, device)
+    ]
+    table = np.zeros((len(entries), 0), np.int32) if is_run else _table(entries)
+    ints = [table, np.concatenate(([0], ends)).astype(np.int32), np.array(contexts, np.int32)]
+    if padding is not None:
+        longs, ints = _padded(longs, ints, padding, page_size)
+    buffer, moved = _copy(longs, ints, device)
     positions, slots, token_ids, is_given, row_slots, drawing_rows, drawing_lanes = moved[:7]
     batch = ForwardBatch(
         positions=positions,
@@ -86,7 +102,15 @@ def pack(
         first_slots=first_slots,
     )
     return StepInputs(
-        batch, token_ids, is_given.bool(), row_slots, drawing_rows, drawing_lanes, rows.given
+        batch,
+        token_ids,
+        is_given.bool(),
+        row_slots,
+        drawing_rows[: len(draws)],
+        drawing_lanes[: len(draws)],
+        rows.given,
+        buffer,
+        len(entries),
     )
 
 
@@ -96,6 +120,7 @@ class _DecodeRows:
     def __init__(self, entries: Seq[Entry]) -> None:
         inputs = [e.seq.decode for e in entries]
         fed = np.array([(i.token_id, i.row_slot, i.position) for i in inputs if i], np.int64)
+        fed = fed.reshape(-1, 3)
         self.token_ids, self.row_slots = fed[:, 0], fed[:, 1]
         self.positions = np.repeat(fed[None, :, 2], 3, axis=0)
         self.is_given = np.zeros(0, np.int64)
@@ -138,25 +163,48 @@ def _slots(entries: Seq[Entry], page_size: int) -> Ints:
         at = np.arange(entry.start, entry.start + entry.length)
         pages = entry.seq.page_table()[at // page_size].astype(np.int64)
         pieces.append(pages * page_size + at % page_size)
-    return np.concatenate(pieces)
+    return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
 
 
-def _table(
-    entries: Seq[Entry], width: int | None
-) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+def _padded(
+    longs: Seq[Ints], ints: Seq[Int32s], padding: Padding, page_size: int
+) -> tuple[list[Ints], list[Int32s]]:
+    """A decode's arrays with padding rows behind them: one token of context, in the scratch page."""
+    positions, slots, token_ids, is_given, row_slots, drawing_rows, drawing_lanes = longs
+    table, _, contexts = ints
+    size, missing = padding.num_sequences, padding.num_sequences - len(token_ids)
+
+    def grown(array: Ints, value: int) -> Ints:
+        return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)], constant_values=value)
+
+    scratch = padding.page * page_size
+    wide = np.full((size, padding.table_width), padding.page, np.int32)
+    wide[: len(table), : table.shape[1]] = table
+    return [
+        grown(positions, 0),
+        grown(slots, scratch),
+        grown(token_ids, 0),
+        is_given,
+        grown(row_slots, padding.row_slot),
+        grown(drawing_rows, 0),
+        grown(drawing_lanes, 0),
+    ], [
+        wide,
+        np.arange(size + 1, dtype=np.int32),
+        np.pad(contexts, (0, missing), constant_values=1),
+    ]
+
+
+def _table(entries: Seq[Entry]) -> Int32s:
     tables = [e.seq.page_table() for e in entries]
-    table = np.zeros((len(entries), width or max(map(len, tables))), np.int32)
+    table = np.zeros((len(entries), max(map(len, tables), default=0)), np.int32)
     for row, pages in zip(table, tables, strict=True):
         row[: len(pages)] = pages
     return table
 
 
-def _copy(
-    longs: Seq[Ints],
-    ints: Seq[np.ndarray[tuple[int, ...], np.dtype[np.int32]]],
-    device: torch.device,
-) -> list[Tensor]:
-    """Arrays to the device in one piece; what comes back are views of it."""
+def _copy(longs: Seq[Ints], ints: Seq[Int32s], device: torch.device) -> tuple[Tensor, list[Tensor]]:
+    """Arrays to the device in one piece of bytes; return it and views of it."""
     arrays: list[np.ndarray[tuple[int, ...], np.dtype[np.int64 | np.int32]]] = [*longs, *ints]
     parts = [np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in arrays]
     buffer = torch.from_numpy(np.concatenate(parts))
@@ -167,4 +215,4 @@ def _copy(
         dtype = torch.int64 if array.dtype == np.int64 else torch.int32
         tensors.append(buffer[at : at + part.size].view(dtype).view(array.shape))
         at += part.size
-    return tensors
+    return buffer, tensors

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from concurrent import futures
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from model.attention import preferred_page_size
 from model.mel import LogMel
+from streaming.engine.codec_stage import WindowContent
 from streaming.engine.conversation import Conversation, TurnState
 from streaming.engine.pages import IntegrityError, PagePool, PrefixCache
 from streaming.engine.pictures import Pictures, decode_pictures
-from streaming.engine.runner import EncodeContent, Runner, StepOutput, WindowContent
+from streaming.engine.runner import EncodeContent, Runner, StepOutput
 from streaming.engine.scheduler import Limits, Scheduler, StepPlan
 from streaming.engine.sequence import SAMPLES_PER_MS, Phase, Role, Segment
 from streaming.engine.shared import Shared
@@ -35,11 +39,14 @@ from streaming.packets import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from collections.abc import Sequence as Seq
+    from concurrent.futures import Future
 
     from model.omni import Omni
     from streaming.engine.config import EngineConfig
     from streaming.engine.conversation import TurnCommand
+    from streaming.engine.graphs import Capture
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +60,21 @@ class EngineDead(RuntimeError):
 class Engine:
     """Many conversations on one checkpoint."""
 
-    def __init__(self, omni: Omni, config: EngineConfig) -> None:
-        """Raises EngineConfigError or ValueError for settings that do not fit the checkpoint."""
+    def __init__(
+        self,
+        omni: Omni,
+        config: EngineConfig,
+        capture: Capture | None = None,
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`capture`: see `Runner`. `wake`: called from any thread when there is work again.
+
+        Raises:
+            ValueError: settings that do not fit the checkpoint.
+        """
         limit = omni.config.thinker.decoder.max_position_embeddings
+        wanted = preferred_page_size(omni.model.thinker.model.attend)
+        config = replace(config, page_size=config.page_size or wanted)
         self.omni, self.config = omni, config
         self.context_tokens = min(config.context_tokens or limit, limit)
         pages_per_lane = -(-self.context_tokens // config.page_size)
@@ -66,13 +85,16 @@ class Engine:
             r: PrefixCache(p, config.page_size, config.max_prefixes) for r, p in pools.items()
         }
         self.scheduler = Scheduler(self._limits(), pools, self._prefixes)
-        self.runner = Runner(omni, config, self.num_pages)
+        self.runner = Runner(omni, config, self.num_pages, self.context_tokens, capture)
         self.conversations: dict[str, Conversation] = {}
         self.num_steps = 0
         self._free_lanes = deque(range(config.num_lanes))
         self._unshared: dict[str, tuple[int, ...]] = {}
         """System prompts that are not in the prefix cache yet, by the session that computes them."""
         self._num_opened = 0
+        self._wake = wake
+        self._sounding: tuple[StepPlan, Future[list[bytes]]] | None = None
+        """Windows that the codec makes beside the step loop."""
         self._sacrificed_ms: float | None = None
         """When a session last paid for memory that was missing."""
         self._outbox: list[Reply] = []
@@ -96,8 +118,13 @@ class Engine:
         )
 
     def has_work(self, now_ms: float) -> bool:
-        """A step would do something now."""
-        return bool(self._outbox) or self.scheduler.has_runnable(now_ms)
+        """There is something to do or to wait for without any command: call `step`."""
+        return self._sounding is not None or self.can_step(now_ms)
+
+    def can_step(self, now_ms: float) -> bool:
+        """A step would do something at once. While only the codec's thread is at work, it would wait for that."""
+        is_made = self._sounding is not None and self._sounding[1].done()
+        return is_made or bool(self._outbox) or self.scheduler.has_runnable(now_ms)
 
     @property
     def is_busy(self) -> bool:
@@ -124,11 +151,14 @@ class Engine:
                 self._receive(command, now_ms)
 
     def step(self, now_ms: float) -> list[Reply]:
-        """Plan, run, commit; return every reply that became ready.
+        """Plan, run, commit; return every reply that became ready. Waits if all there is to do is in the making.
 
         Raises:
             EngineDead: nothing more can be computed here.
         """
+        if self._sounding is not None and not self.can_step(now_ms):
+            futures.wait([self._sounding[1]])
+        self._collect_sound(now_ms)
         plan = self.scheduler.plan(now_ms)
         if plan is not None:
             self._run(plan, now_ms)
@@ -284,12 +314,43 @@ class Engine:
 
     def _run(self, plan: StepPlan, now_ms: float) -> None:
         try:
-            self._run_fitting(plan, now_ms)
+            if plan.role is Role.CODEC and self.runner.codec and self.runner.codec.has_thread:
+                self._start_sound(plan)
+            else:
+                self._run_fitting(plan, now_ms)
         except (IntegrityError, EngineDead):
             raise
         except Exception as fault:
             log.exception("step failed role=%s phase=%s", plan.role.name, plan.phase.name)
             self._fail_step(plan, fault)
+
+    def _start_sound(self, plan: StepPlan) -> None:
+        """Let the codec's thread make the windows of a plan, while steps of everything else go on."""
+        self.scheduler.commit(plan)
+        self.scheduler.busy_roles.add(Role.CODEC)
+        made = self.runner.start_windows(plan)
+        self._sounding = plan, made
+        made.add_done_callback(lambda _: self._wake())
+
+    def _collect_sound(self, now_ms: float) -> None:
+        if self._sounding is None or not self._sounding[1].done():
+            return
+        (plan, made), self._sounding = self._sounding, None
+        self.scheduler.busy_roles.discard(Role.CODEC)
+        try:
+            self._deliver_sound(plan, made.result(), now_ms)
+            self.num_steps += 1
+        except Exception as fault:
+            log.exception("step failed role=%s", plan.role.name)
+            self._fail_step(plan, fault)
+
+    def _deliver_sound(self, plan: StepPlan, sounds: list[bytes], now_ms: float) -> None:
+        for job, pcm in zip(plan.jobs, sounds, strict=True):
+            assert isinstance(job.content, WindowContent)
+            owner, conversation = job.content.owner, self.conversations.get(job.session_id)
+            # The reply may have been cancelled, its session closed, its lane given away in the meantime.
+            if conversation is not None and conversation.reply is owner and not owner.is_over:
+                conversation.window_done(pcm, job.content.is_last, now_ms)
 
     def _run_fitting(self, plan: StepPlan, now_ms: float) -> None:
         """Run a plan, or its more urgent half if it does not fit the memory; if that does not either, one session pays.
@@ -351,9 +412,7 @@ class Engine:
                 assert isinstance(job.content, EncodeContent)
                 job.content.segment.rows = rows
         elif plan.role is Role.CODEC:
-            for job, pcm in zip(plan.jobs, output.pcm, strict=True):
-                assert isinstance(job.content, WindowContent)
-                self.conversations[job.session_id].window_done(pcm, job.content.is_last, now_ms)
+            self._deliver_sound(plan, output.pcm, now_ms)
         else:
             self._commit_tokens(plan, output, segments, now_ms)
         if plan.phase is Phase.PREFILL and self._unshared:

@@ -16,8 +16,8 @@ import numpy as np
 
 from model.sampling import GREEDY, TALKER_SAMPLING, Sampling
 from model.windows import Progress
-from streaming.engine.alignment import SpeakingRate, heard_tokens
-from streaming.engine.runner import WindowContent
+from streaming.engine.alignment import Sound, SpeakingRate, heard_tokens, spoken_weight
+from streaming.engine.codec_stage import WindowContent
 from streaming.engine.sequence import DecodeInput, Job, Role, Segment
 from streaming.engine.spoken_text import SpokenText
 from streaming.errors import RequestFailed
@@ -114,7 +114,7 @@ class SpokenReply:
         self.is_over = False
         self.heard_samples: int | None = None
         """What an earlier truncation left."""
-        self._token_bytes: list[int] = []
+        self._token_weights: list[float] = []
         self._num_fed = 0
         """Of the rows, how many went to the Talker."""
         self._num_windowed = 0
@@ -222,7 +222,7 @@ class SpokenReply:
     def teach(self, rate: SpeakingRate) -> None:
         """Add to what is known of the speaking rate, if the reply was spoken to its end."""
         if self._voice is not None and not self.is_limited:
-            rate.learn(self.num_samples, sum(self._token_bytes[: self._spoken.num_certain]))
+            rate.learn(self.num_samples, sum(self._token_weights[: self._spoken.num_certain]))
 
     def hear(self, heard_samples: int, rate: SpeakingRate) -> int:
         """Note how much was heard, never more than an earlier note left; return how many tokens that is.
@@ -242,13 +242,8 @@ class SpokenReply:
         # Without the rest of the text a reply's sound cannot be spread over it.
         is_whole = self._is_speech_done and self._is_text_done
         num_spoken, per_code = self._spoken.num_certain, self._voice.samples_per_code
-        num_heard = heard_tokens(
-            self._token_bytes[:num_spoken],
-            self.heard_samples,
-            len(self.codes) * per_code if is_whole else None,
-            samples_per_byte=rate.samples_per_byte,
-            samples_per_code=per_code,
-        )
+        sound = Sound(self.heard_samples, len(self.codes) * per_code, is_whole, per_code)
+        num_heard = heard_tokens(self._token_weights[:num_spoken], sound, rate)
         return len(self.tokens) if is_whole and num_heard == num_spoken else num_heard
 
     # ---- inside
@@ -297,7 +292,7 @@ class SpokenReply:
         text = self._stream.push(token)
         self._spoken.push(text)
         self.tokens.append(token)
-        self._token_bytes.append(len(text.encode()))
+        self._token_weights.append(spoken_weight(text))
         if text:
             self._shared.emit(TextDelta(self._thinker.session_id, self.turn_id, text))
 
@@ -348,7 +343,7 @@ class SpokenReply:
         codes = tuple(self.codes[self._num_windowed :])
         phase = self._voice.planner.phase(self._progress, self._num_windowed)
         self._num_windowed = len(self.codes)
-        content = WindowContent(self.lane, codes, is_last)
+        content = WindowContent(self.lane, codes, is_last, self)
         group = (phase, len(codes), is_last)
         job = Job(self._thinker.session_id, Role.CODEC, group, max(1, len(codes)), content)
         self._shared.scheduler.add_job(job)

@@ -2,7 +2,7 @@
 
 The Talker's input rows live in one table, so that a decode of many sessions is two gathers and an addition:
 
-    lane 0: reply rows 0 … R-1 | lane 1: … | … | text end | text pad
+    lane 0: reply rows 0 … R-1 | lane 1: … | … | text end | text pad | scratch
 """
 
 from __future__ import annotations
@@ -13,22 +13,26 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from model.attention import KVCache
+from model.attention import KVCache, cost_is_by_context
 from model.sampling import SamplingBatch, sample
 from model.talker import suppressed_codes
 from model.thinker import talker_rows
 from streaming.engine.batch import StepInputs, pack
-from streaming.engine.graphs import DecodeGraphs
+from streaming.engine.codec_stage import CodecStage
+from streaming.engine.graphs import CudaCapture, DecodeGraphs
+from streaming.engine.scheduler import StepPlan
 from streaming.engine.sequence import Phase, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from collections.abc import Sequence as Seq
+    from concurrent.futures import Future
 
     from model.image import Patches
     from model.omni import Omni
+    from streaming.engine.codec_stage import WindowContent
     from streaming.engine.config import EngineConfig
-    from streaming.engine.scheduler import StepPlan
+    from streaming.engine.graphs import Capture
     from streaming.engine.sequence import Job, Segment, Sequence
 
 
@@ -39,15 +43,6 @@ class EncodeContent:
     segment: Segment
     media: Tensor | Patches
     """Mel frames of a block, or patches of a frame pair."""
-
-
-@dataclass(frozen=True, slots=True)
-class WindowContent:
-    """Codec tokens that complete a lane's next window, or its last."""
-
-    lane: int
-    codes: tuple[int, ...]
-    is_last: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +58,26 @@ class StepOutput:
 class Runner:
     """One checkpoint at work. Everything is allocated here, once."""
 
-    def __init__(self, omni: Omni, config: EngineConfig, num_pages: int) -> None:
+    def __init__(
+        self,
+        omni: Omni,
+        config: EngineConfig,
+        num_pages: int,
+        context_tokens: int,
+        capture: Capture | None = None,
+    ) -> None:
+        """`capture` makes graphs of decode steps; None: CUDA's own, where there is one and `use_graphs` says so."""
         self.omni = omni
         self._page_size = config.page_size
         self._max_rows = config.max_text_tokens
         thinker, talker = omni.model.thinker, omni.model.talker
         self._caches = {Role.THINKER: self._cache(thinker.model.config, num_pages)}
+        self.codec: CodecStage | None = None
         vocab_sizes = {Role.THINKER: omni.config.thinker.decoder.vocab_size}
-        self._graphs = DecodeGraphs(enabled=config.use_graphs and omni.device.type == "cuda")
         hidden = omni.config.thinker.decoder.hidden_size
         num_slots = config.num_lanes * config.max_text_tokens
         with torch.inference_mode():
-            self._rows = torch.zeros(num_slots + 2, hidden, dtype=omni.dtype, device=omni.device)
+            self._rows = torch.zeros(num_slots + 3, hidden, dtype=omni.dtype, device=omni.device)
             if talker is not None:
                 assert omni.config.talker is not None
                 assert omni.config.token2wav is not None
@@ -85,17 +88,30 @@ class Runner:
                     omni.config.talker.tts_text_end_token_id,
                     omni.config.talker.tts_text_pad_token_id,
                 )
-                self._rows[num_slots:] = thinker.embed(torch.tensor(ids, device=omni.device))
+                self._rows[num_slots : num_slots + 2] = thinker.embed(
+                    torch.tensor(ids, device=omni.device)
+                )
                 dit = omni.config.token2wav.dit
                 self._suppressed = suppressed_codes(omni.config.talker, dit).to(omni.device)
-                self._codec = omni.model.token2wav
-                self._codec_state = self._codec.init_state(config.num_lanes)
+                has_thread = config.use_codec_thread and omni.device.type == "cpu"
+                self.codec = CodecStage(
+                    omni.model.token2wav, config.num_lanes, has_thread=has_thread
+                )
             self._seen = {
                 role: torch.zeros(config.num_lanes, size, dtype=torch.bool, device=omni.device)
                 for role, size in vocab_sizes.items()
             }
         self._end_slot, self._pad_slot = num_slots, num_slots + 1
-        self._conditions: dict[str | None, Tensor] = {}
+        if capture is None and config.use_graphs and omni.device.type == "cuda":
+            capture = CudaCapture()
+        self._graphs = DecodeGraphs(
+            capture,
+            max_batch=config.num_lanes,
+            max_pages=-(-context_tokens // config.page_size),
+            scratch_page=num_pages,
+            scratch_row=num_slots + 2,
+            widens_table=cost_is_by_context(thinker.model.attend),
+        )
         self._stages: dict[tuple[Role, Phase], Callable[[StepPlan], StepOutput]] = {
             (Role.AUDIO, Phase.ENCODE): self._encode_audio,
             (Role.VISION, Phase.ENCODE): self._encode_pairs,
@@ -110,6 +126,22 @@ class Runner:
         """Run one plan; waits for the device once, and only if tokens or sound come out."""
         with torch.inference_mode():
             return self._stages[plan.role, plan.phase](plan)
+
+    def warm_up(self) -> Iterator[float]:
+        """Capture the graphs of every batch size; yields how far it is, 0 … 1."""
+        forwards = {Role.THINKER: self._forward_thinker, Role.TALKER: self._forward_talker}
+        wanted = [(r, p) for r in self._caches for p in self._graphs.buckets()]
+        for i, (role, padding) in enumerate(wanted):
+            yield i / len(wanted)
+            plan = StepPlan(role, Phase.DECODE)
+            with torch.inference_mode():
+                inputs = pack(plan, self._page_size, self.omni.device, padding)
+                self._graphs.run(role, inputs, forwards[role])
+
+    def start_windows(self, plan: StepPlan) -> Future[list[bytes]]:
+        """Have the codec make a plan's windows; the sound of each job, when it is made."""
+        assert self.codec is not None
+        return self.codec.decode([cast("WindowContent", job.content) for job in plan.jobs])
 
     def row_slot(self, lane: int, index: int) -> int:
         """Where reply row `index` of a lane lies."""
@@ -149,11 +181,10 @@ class Runner:
 
     def begin_speech(self, lane: int, voice: str | None, noise_seed: int) -> None:
         """Give a lane its voice and noise for one reply. Raises CheckpointError for an unknown voice."""
+        assert self.codec is not None
         assert self.omni.model.talker is not None
+        self.codec.assign(lane, self.omni.voice(voice), noise_seed)
         with torch.inference_mode():
-            if voice not in self._conditions:
-                self._conditions[voice] = self._codec.condition(self.omni.voice(voice))
-            self._codec.assign(self._codec_state, lane, self._conditions[voice], noise_seed)
             self._mark(Role.TALKER, lane, self.omni.model.talker.prompt_history())
 
     def copy_pages(self, role: Role, source: Seq[int], target: Seq[int]) -> None:
@@ -168,7 +199,7 @@ class Runner:
     def _cache(self, config: object, num_pages: int) -> KVCache:
         return KVCache(
             config,  # type: ignore[arg-type]  # modules do not carry the type of their config
-            num_pages=num_pages,
+            num_pages=num_pages + 1,  # the last one is scratch: see `graphs.py`
             page_size=self._page_size,
             dtype=self.omni.dtype,
             device=self.omni.device,
@@ -241,17 +272,7 @@ class Runner:
         return talker.logits(talker(rows, inputs.batch, self._caches[Role.TALKER]))
 
     def _decode_windows(self, plan: StepPlan) -> StepOutput:
-        windows = [cast("WindowContent", job.content) for job in plan.jobs]
-        lanes = [w.lane for w in windows]
-        pieces = []
-        if windows[0].codes:
-            codes = torch.tensor([w.codes for w in windows])
-            pieces.append(self._codec.step(codes, self._codec_state, lanes))
-        if windows[0].is_last:
-            pieces.append(self._codec.flush(self._codec_state, lanes))
-        pcm = torch.cat(pieces, dim=1)
-        levels = pcm.mul(32767).round_().clamp_(-32768, 32767).to(torch.int16).cpu().numpy()
-        return StepOutput(pcm=[row.tobytes() for row in levels])
+        return StepOutput(pcm=self.start_windows(plan).result())
 
     def _draw(
         self,
@@ -271,8 +292,11 @@ class Runner:
         return cast("list[int]", tokens.tolist())
 
     def _pack(self, plan: StepPlan) -> StepInputs:
-        width = self._graphs.table_width(plan)
-        return pack(plan, self._page_size, self.omni.device, width)
+        padding = None
+        if plan.phase is Phase.DECODE:
+            longest = max((len(e.seq.pages) for e in plan.entries), default=0)
+            padding = self._graphs.padding(len(plan.entries), longest)
+        return pack(plan, self._page_size, self.omni.device, padding)
 
 
 def _sequences(plan: StepPlan) -> list[Sequence]:

@@ -138,6 +138,8 @@ class Scheduler:
         self.members: dict[str, Member] = {}
         self.starved: list[str] = []
         """Sessions that the last plan passed over for want of pages, the youngest last."""
+        self.busy_roles: set[Role] = set()
+        """Sub-models that are at work beside the step loop: nothing is planned for them."""
         self._next_number = 0
         self._num_served = 0
 
@@ -237,7 +239,7 @@ class Scheduler:
     def _works_of(self, member: Member, now_ms: float) -> Iterator[_Work]:
         urgency = self._urgency(member.pace, now_ms)
         for role, jobs in member.jobs.items():
-            if jobs:
+            if jobs and role not in self.busy_roles:
                 phase = Phase.DECODE if role is Role.CODEC else Phase.ENCODE
                 yield self._work(urgency, member, role, phase, jobs[0].group, None)
         for seq in member.sequences:

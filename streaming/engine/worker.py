@@ -102,6 +102,11 @@ class Worker:
             self._inbox.append(command)
             self._changed.notify()
 
+    def wake(self) -> None:
+        """There is work without a packet: sound has been made."""
+        with self._changed:
+            self._changed.notify()
+
     def link_ended(self, fault: LinkError | None) -> None:
         """The gateway is gone: there is nobody left to compute for."""
         if fault is not None:
@@ -137,7 +142,7 @@ class Worker:
             if self._is_draining and isinstance(command, OpenSession):
                 continue  # the gateway sends none once it drains; one may have crossed our signal
             engine.submit(command, self._now_ms())
-        if engine.has_work(self._now_ms()):
+        if engine.can_step(self._now_ms()):
             for reply in engine.step(self._now_ms()):
                 if not self._is_cancelled(reply):
                     self._send(reply)
@@ -146,7 +151,7 @@ class Worker:
     def _take(self, engine: Engine) -> list[Command | Pictures]:
         """What has arrived; waits while there is nothing to do."""
         with self._changed:
-            if not self._inbox and not engine.has_work(self._now_ms()):
+            if not self._inbox and not engine.can_step(self._now_ms()):
                 self._changed.wait(self._sleep_s(engine))
             taken = list(self._inbox)
             self._inbox.clear()
@@ -203,7 +208,12 @@ def load_model(config: EngineConfig, report: Callable[[str, float], None]) -> Om
 
     dtype = DTYPES[config.dtype]
     return load(
-        config.model, device=config.device, dtype=dtype, weights=config.weights, progress=progress
+        config.model,
+        device=config.device,
+        dtype=dtype,
+        weights=config.weights,
+        solver=config.solver,
+        progress=progress,
     )
 
 
@@ -258,7 +268,9 @@ def serve(socket_path: Path, config: EngineConfig) -> int:
         signal.signal(number, lambda *_: worker.drain())
     try:
         omni = load_model(config, lambda stage, part: link.send(Loading(stage, part)))
-        engine = Engine(omni, config)
+        engine = Engine(omni, config, wake=worker.wake)
+        for part in engine.runner.warm_up():
+            link.send(Loading("graphs", part))
         link.send(Loading("warm-up", 0.0))
         warm_up(engine, lambda: time.monotonic() * 1000)
         worker.run(engine)
@@ -275,7 +287,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("socket", type=Path, help="Unix socket on which the gateway listens")
     for setting in fields(EngineConfig):
         name = "--" + setting.name.replace("_", "-")
-        if setting.name == "use_graphs":
+        if isinstance(setting.default, bool):
             parser.add_argument(
                 name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS
             )

@@ -20,6 +20,9 @@ from model.chat import Chat
 from model.omni import load
 from model.reply import AudioDelta, CodeDelta, ReplyOptions, TextDelta
 from model.sampling import GREEDY, Sampling
+from streaming.engine.config import EngineConfig
+from streaming.engine.engine import Engine
+from tests.streaming.engine.driving import SYSTEM, Driver, Said, chat_answer, speech
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,3 +107,20 @@ def test_a_captured_decode_step_equals_the_eager_one(checkpoint_dir: Path) -> No
         token.fill_(7)
         graph.replay()
         torch.testing.assert_close(captured, eager, atol=1e-5, rtol=1e-5)
+
+
+def test_the_engine_with_graphs_answers_as_one_conversation_alone(checkpoint_dir: Path) -> None:
+    omni = load(checkpoint_dir, device="cuda", dtype=torch.float32)
+    said = [Said(sound=speech(0.5 + i, i)) for i in range(4)]
+    expected = [chat_answer(Chat(omni, SYSTEM), s) for s in said]
+    driver = Driver(Engine(omni, EngineConfig(device="cuda", num_lanes=4, context_tokens=1024)))
+    list(driver.engine.runner.warm_up())
+    for i, each in enumerate(said):
+        driver.open(f"s{i}")
+        driver.say(f"s{i}", 0, each)
+        for _ in range(3):
+            driver.step()
+    driver.run()
+    for i, answer in enumerate(expected):
+        got = driver.answer(f"s{i}", 0)
+        assert (got.tokens, got.codes) == (answer.tokens, answer.codes)

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from model.chat import Chat
 from model.checkpoint import CheckpointError, LoadProgress, locate
-from model.codec.solver import SolverConfig
 from model.config import ConfigError
 from model.omni import LM_HEAD, load
 
@@ -212,20 +211,3 @@ def test_a_hub_name_is_looked_up_in_the_local_cache(  # type: ignore[no-untyped-
     assert load(found).config.has_speech
     with pytest.raises(CheckpointError, match=r"Qwen/Other.*could not be downloaded"):
         locate("Qwen/Other")
-
-
-def test_the_checkpoint_says_how_its_flow_is_integrated(folder: Path) -> None:
-    path = folder / "generation_config.json"
-    path.write_text('{"codec_solver": {"method": "euler", "num_points": 5, "guidance": 0}}')
-    assert codec_solver(folder) == SolverConfig("euler", 5, 0)
-    path.write_text("{}")
-    assert codec_solver(folder) == SolverConfig()
-    path.write_text('{"codec_solver": {"steps": 5}}')
-    with pytest.raises(CheckpointError, match="codec_solver"):
-        codec_solver(folder)
-
-
-def codec_solver(folder: Path) -> SolverConfig:
-    codec = load(folder).model.token2wav
-    assert codec is not None
-    return codec.solver

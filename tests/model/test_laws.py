@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model.codec.decoder import CodecDecoder
-from model.codec.solver import SolverConfig
 from model.codec.vocoder import Vocoder
 from model.codec.voice import load_voices
+from model.config import SolverConfig
 from model.mel import LogMel
 
 if TYPE_CHECKING:

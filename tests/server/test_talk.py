@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from server.cli import app
+from server.supervisor import running_worker
 from server.talk import Answer, Question, _commands, read_frames, read_question
-from server.worker_process import running_worker
 from streaming.errors import ClientError, WorkerLost
 from streaming.media import CHUNK_SAMPLES, LOOK_AHEAD_SAMPLES, VideoFrame
 from streaming.packets import (

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from model.codec.dit import Dit
 from model.codec.sampler import FlowSampler
-from model.codec.solver import SolverConfig
 from model.codec.voice import Voice
+from model.config import SolverConfig
 from tests.model.reference import voice as published_voice
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.codec.decoder import CodecDecoder
 from model.codec.noise import NoiseSource
-from model.codec.solver import SolverConfig
+from model.config import SolverConfig
 from model.windows import WindowSchedule
 from tests.model.codec.conftest import random_codes
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from model.codec.sampler import FlowSampler
-from model.codec.solver import SolverConfig, time_plan
+from model.codec.solver import time_plan
+from model.config import SolverConfig
 from tests.model.codec.conftest import SHORT, random_codes, random_noise
 
 if TYPE_CHECKING:

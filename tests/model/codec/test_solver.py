@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.codec.solver import SolverConfig, integrate, time_plan
-from model.config import ConfigError
+from model.codec.solver import integrate, time_plan
+from model.config import ConfigError, SolverConfig
 
 
 def test_published_times() -> None:

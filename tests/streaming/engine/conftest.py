@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from model.codec.solver import SolverConfig
+from model.config import SolverConfig
 from model.omni import Omni, load
 from streaming.engine.config import EngineConfig
 from streaming.engine.engine import Engine
@@ -16,6 +16,8 @@ from tests.streaming.engine.driving import Driver
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from streaming.engine.graphs import Capture
 
 
 @pytest.fixture(scope="session")
@@ -28,9 +30,10 @@ def omni(checkpoint_dir: Path) -> Omni:
 def new_driver(omni: Omni) -> Callable[..., Driver]:
     """Build an engine whose unused cache memory is NaN, so that a wrong read is loud."""
 
-    def build(**settings: int) -> Driver:
-        sizes = {"num_lanes": 4, "context_tokens": 1024, "max_text_tokens": 64} | settings
-        engine = Engine(omni, EngineConfig(**sizes))  # type: ignore[arg-type]
+    def build(capture: Capture | None = None, **settings: int) -> Driver:
+        defaults = {"num_lanes": 4, "context_tokens": 1024, "max_text_tokens": 64}
+        sizes = defaults | {"use_codec_thread": False} | settings
+        engine = Engine(omni, EngineConfig(**sizes), capture)  # type: ignore[arg-type]
         with torch.inference_mode():
             for cache in engine.runner._caches.values():
                 cache.slots.fill_(float("nan"))

@@ -18,6 +18,7 @@ from streaming.packets import (
     HoldTurn,
     OpenSession,
     SamplingOptions,
+    SessionFailed,
     SessionSettings,
     TruncateTurn,
     TurnTruncated,
@@ -195,6 +196,58 @@ def test_an_ended_reply_can_still_be_cut_to_what_was_heard(  # type: ignore[no-u
     expected = chat_answer(chat, CASES["video with sound"])
     answer = driver.answer("a", 1)
     assert (answer.tokens, answer.codes) == (expected.tokens, expected.codes)
+    driver.engine.check_integrity()
+
+
+def test_sound_made_beside_the_step_loop_is_the_same(omni, new_driver) -> None:  # type: ignore[no-untyped-def]
+    """Also for lanes that are cancelled, closed and given to others while a window of theirs is being made."""
+    expected = {name: chat_answer(Chat(omni, SYSTEM), CASES[name]) for name in ("sound", "image")}
+    alone: Driver = new_driver()
+    for name in expected:
+        alone.open(name)
+        alone.say(name, 0, CASES[name])
+    alone.run()
+    driver: Driver = new_driver(num_lanes=2, use_codec_thread=True)
+    for round_number, num_steps in enumerate((19, 22, 25, 28, 31)):
+        names = [f"{name}-{round_number}" for name in expected]
+        for name, said in zip(names, expected, strict=True):
+            driver.open(name)
+            driver.say(name, 0, CASES[said])
+        for _ in range(num_steps):  # somewhere around the first window
+            driver.step()
+        driver.submit(CancelTurn(names[0], 0, 0))
+        driver.say(names[0], 1, CASES["image"])  # on the same lane, at once
+        driver.run()
+        answer = driver.answer(names[0], 1)
+        assert len(answer.pcm) == 2 * 480 * len(answer.codes)
+        driver.submit(CloseSession(names[0]))
+        driver.open("again")
+        driver.say("again", 0, CASES["sound"])
+        driver.run()
+        for name, said in (("again", "sound"), (names[1], "image")):
+            answer = driver.answer(name, 0)
+            assert (answer.tokens, answer.codes) == (expected[said].tokens, expected[said].codes)
+            assert answer.pcm == alone.answer(said, 0).pcm
+        driver._seen.clear()
+        driver.submit(CloseSession("again"), CloseSession(names[1]))
+        driver.step()
+    driver.engine.check_integrity()
+
+
+def test_a_fault_of_the_codec_fails_the_sessions_it_worked_for(new_driver, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    driver: Driver = new_driver(use_codec_thread=True)
+    for name in ("a", "b"):
+        driver.open(name)
+    driver.say("a", 0, CASES["sound"])
+    codec = driver.engine.runner.codec
+    assert codec is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(codec, "_decode", lambda windows: 1 / 0)
+        driver.run()
+    assert [r.session_id for r in driver.replies if isinstance(r, SessionFailed)] == ["a"]
+    driver.say("b", 0, CASES["sound"])
+    driver.run()
+    assert driver.answer("b", 0).pcm
     driver.engine.check_integrity()
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from streaming.packets import (
+    MAX_PACKET_BYTES,
     CancelTurn,
     CloseSession,
     CommitTurn,
@@ -48,7 +49,10 @@ class Gateway:
         self._link.settimeout(60)
 
     def send(self, *commands: Command) -> None:
-        self._link.sendall(b"".join(map(frame_packet, commands)))
+        self.send_bytes(b"".join(map(frame_packet, commands)))
+
+    def send_bytes(self, frames: bytes) -> None:
+        self._link.sendall(frames)
 
     def wait_for(self, kind: type[Reply]) -> Reply:
         while True:
@@ -96,6 +100,38 @@ def test_a_worker_answers_beats_and_drains(tmp_path: Path, checkpoint_dir: Path)
         process.send_signal(signal.SIGTERM)
         gateway.send(CloseSession("a"))
         assert process.wait(30) == 0
+    finally:
+        gateway.close()
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("garbage", "message"),
+    [
+        ((MAX_PACKET_BYTES + 1).to_bytes(4, "little"), "33554433"),
+        (frame_packet(CloseSession("a"))[:-3] + b"???", "could not be read"),
+    ],
+    ids=["oversize", "no packet"],
+)
+def test_what_is_no_packet_ends_the_worker_with_the_reason(
+    tmp_path: Path,
+    checkpoint_dir: Path,
+    capfd: pytest.CaptureFixture[str],
+    garbage: bytes,
+    message: str,
+) -> None:
+    """Only a bug of ours sends it; a link that has lost its frames cannot be trusted again. The gateway starts anew."""
+    gateway = Gateway(tmp_path / "link")
+    process = start(tmp_path / "link", checkpoint_dir)
+    try:
+        gateway.accept()
+        gateway.wait_for(Ready)
+        gateway.send(OpenSession("a"))
+        gateway.send_bytes(garbage)
+        assert process.wait(30) == 0
+        assert message in capfd.readouterr().err
     finally:
         gateway.close()
         process.kill()

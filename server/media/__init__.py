@@ -1,0 +1,1 @@
+"""Strangers' pictures and video, decoded in limited child processes."""

@@ -1,0 +1,1 @@
+"""Other people's clients complete their turns against a real server."""

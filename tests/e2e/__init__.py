@@ -1,0 +1,1 @@
+"""Real processes on loopback: what is promised holds when something breaks."""

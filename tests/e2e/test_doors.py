@@ -1,0 +1,284 @@
+"""Keys, pages, secrets and the REST part, on a server that asks for a key."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from tests.e2e.house import STAND_IN, House
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+KEY = "marked-key-5e1f"
+SIGNING_KEY = "marked-signing-77aa"
+WORDS = "marked words that somebody said"
+INSTRUCTIONS = "marked instructions"
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    made = House(
+        worker_command=STAND_IN,
+        model="stand-in",
+        api_keys=f"ana={KEY}",
+        secret_key=SIGNING_KEY,
+        origins="https://good.example.com",
+        demo=True,
+        failed_keys_per_minute=30,
+        log_level="DEBUG",
+    )
+    try:
+        yield made.wait_ready()
+    finally:
+        made.close()
+
+
+def knock(house: House, query: str = "", **options: Any) -> tuple[str, int]:
+    """What a caller is told first, and how it ends: a close code, a status, or 0 if the door stays open."""
+
+    async def scene() -> tuple[str, int]:
+        try:
+            async with house.call(query, **options) as caller:
+                try:
+                    event = await caller.next()
+                except ConnectionClosed:
+                    return caller.socket.close_reason or "", caller.socket.close_code or 0
+                if event["type"] != "error":
+                    return event["type"], 0
+                with pytest.raises(ConnectionClosed):
+                    await caller.next()
+                assert (
+                    caller.socket.close_reason == f"invalid_request_error.{event['error']['code']}"
+                )
+                return event["error"]["code"], caller.socket.close_code or 0
+        except InvalidStatus as refusal:
+            return "", refusal.response.status_code
+
+    return asyncio.run(scene())
+
+
+def bearer(key: str) -> dict[str, Any]:
+    return {"additional_headers": {"Authorization": f"Bearer {key}"}}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        bearer(KEY),
+        {"additional_headers": {"api-key": KEY}},
+        {"subprotocols": ["realtime", f"openai-insecure-api-key.{KEY}"]},
+    ],
+)
+def test_a_key_opens_wherever_it_stands(locked: House, options: dict[str, Any]) -> None:
+    assert knock(locked, **options) == ("session.created", 0)
+
+
+@pytest.mark.parametrize(
+    ("query", "options"),
+    [
+        ("", {}),
+        ("", bearer("wrong")),
+        ("", bearer("ek_made.up")),
+        (f"?api-key={KEY}", {}),  # off unless configured: addresses are logged
+        ("", {"subprotocols": ["realtime"]}),
+    ],
+)
+def test_f31_a_wrong_key_is_told_in_an_event(
+    locked: House, query: str, options: dict[str, Any]
+) -> None:
+    assert knock(locked, query, **options) == ("invalid_api_key", 3000)
+
+
+@pytest.mark.parametrize(
+    ("origin", "is_admitted"),
+    [
+        ("https://good.example.com", True),
+        ("http://127.0.0.1:PORT", True),
+        ("https://good.example.com.evil.com", False),
+        ("http://good.example.com", False),
+        ("http://127.0.0.1:1", False),
+        ("null", False),
+    ],
+)
+def test_f31_pages(locked: House, origin: str, is_admitted: bool) -> None:
+    given = origin.replace("PORT", str(locked.port))
+    told = knock(locked, origin=given, **bearer(KEY))
+    assert told == (("session.created", 0) if is_admitted else ("origin_refused", 1008))
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [("?intent=transcription", "unsupported_session_type"), ("?call_id=x", "invalid_value")],
+)
+def test_what_is_impossible_is_told_in_an_event(locked: House, query: str, code: str) -> None:
+    assert knock(locked, query, **bearer(KEY)) == (code, 4000)
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/realtime/", "/realtime", "/openai/v1/realtime", "/openai/realtime?api-version=1"]
+)
+def test_every_path_leads_to_a_session(locked: House, path: str) -> None:
+    async def scene() -> str:
+        from websockets.asyncio.client import connect
+
+        url = f"ws://127.0.0.1:{locked.port}{path}"
+        async with connect(url, compression=None, **bearer(KEY)) as socket:
+            return str(json.loads(await socket.recv())["type"])
+
+    assert asyncio.run(scene()) == "session.created"
+
+
+def test_the_subprotocol_realtime_is_chosen_and_no_other(locked: House) -> None:
+    async def scene(*offered: str) -> str | None:
+        async with locked.call(subprotocols=list(offered), **bearer(KEY)) as caller:
+            return caller.socket.subprotocol
+
+    assert asyncio.run(scene("openai-beta.realtime-v1", "realtime")) == "realtime"
+    assert asyncio.run(scene("openai-beta.realtime-v1")) is None
+
+
+def test_unknown_paths_answer_in_json(locked: House) -> None:
+    status, body, _ = locked.http("/v1/nothing")
+    assert (status, json.loads(body)["error"]["code"]) == (404, "not_found")
+    status, body, headers = locked.http("/v1/realtime")
+    assert (status, json.loads(body)["error"]["code"]) == (426, "upgrade_required")
+    assert headers["upgrade"] == "websocket"
+
+    async def scene() -> tuple[int, bytes]:
+        from websockets.asyncio.client import connect
+
+        with pytest.raises(InvalidStatus) as refusal:
+            async with connect(f"ws://127.0.0.1:{locked.port}/v2/other"):
+                pass
+        return refusal.value.response.status_code, refusal.value.response.body
+
+    status, content = asyncio.run(scene())
+    assert (status, json.loads(content)["error"]["code"]) == (404, "not_found")
+
+
+def test_a_client_secret_opens_sockets_with_its_settings_and_nothing_else(locked: House) -> None:
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    wanted = {"session": {"type": "realtime", "instructions": INSTRUCTIONS}}
+    status, body, _ = locked.http("/v1/realtime/client_secrets", wanted, headers)
+    assert status == 200, body
+    secret = json.loads(body)
+    assert secret["value"].startswith("ek_")
+    assert secret["session"]["instructions"] == INSTRUCTIONS
+
+    async def scene() -> None:
+        protocols = ["realtime", f"openai-insecure-api-key.{secret['value']}"]
+        async with locked.call(subprotocols=protocols) as caller:
+            created = await caller.until("session.created")
+            assert created["session"]["instructions"] == INSTRUCTIONS
+
+    asyncio.run(scene())
+    again = {"Authorization": f"Bearer {secret['value']}"}
+    assert locked.http("/v1/realtime/client_secrets", {}, again)[0] == 401
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"expires_after": {"seconds": 5}}, "expires_after.seconds"),
+        ({"expires_after": {"seconds": 7201}}, "expires_after.seconds"),
+        ({"expires_after": {"seconds": True}}, "expires_after.seconds"),
+        ({"session": []}, "session"),
+        ({"session": {"type": "realtime", "audio": {"output": {"speed": "x"}}}}, None),
+        ([], None),
+    ],
+)
+def test_secrets_with_wrong_wishes_are_refused(
+    locked: House, body: object, param: str | None
+) -> None:
+    status, text, _ = locked.http(
+        "/v1/realtime/client_secrets", body, {"Authorization": f"Bearer {KEY}"}
+    )
+    assert status == 400
+    assert param is None or json.loads(text)["error"]["param"] == param
+
+
+def test_beta_sessions_models_and_what_is_not_served(locked: House) -> None:
+    headers = {"api-key": KEY}
+    status, body, _ = locked.http("/openai/v1/realtime/sessions", {"voice": "alloy"}, headers)
+    assert status == 200, body
+    assert json.loads(body)["client_secret"]["value"].startswith("ek_")
+    status, body, _ = locked.http("/v1/models", headers=headers)
+    assert [m["id"] for m in json.loads(body)["data"]] == ["stand-in"]
+    assert locked.http("/v1/models/stand-in", headers=headers)[0] == 200
+    assert locked.http("/v1/models/other", headers=headers)[0] == 404
+    assert locked.http("/v1/models")[0] == 401
+    status, body, _ = locked.http("/v1/realtime/calls", {}, headers)
+    assert (status, json.loads(body)["error"]["code"]) == (404, "unsupported_endpoint")
+
+
+def test_metrics_are_for_this_machine_or_a_key(locked: House) -> None:
+    assert locked.http("/metrics")[0] == 200
+    assert locked.http("/metrics", headers={"X-Forwarded-For": "192.0.2.1"})[0] == 404
+    both = {"X-Forwarded-For": "192.0.2.1", "Authorization": f"Bearer {KEY}"}
+    assert locked.http("/metrics", headers=both)[0] == 200
+
+
+def test_the_demo_page_is_served_with_what_keeps_strangers_out(locked: House) -> None:
+    status, body, headers = locked.http("/")
+    assert status == 200 and "<script" in body
+    assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["permissions-policy"] == "microphone=(self), camera=(self)"
+    assert headers["cache-control"] == "no-cache"
+    _, _, headers = locked.http("/main.js")
+    assert headers["content-type"].startswith("text/javascript")
+    status, body, _ = locked.http("/../server/cli.py")
+    assert (status, json.loads(body)["error"]["code"]) == (404, "not_found")
+
+
+def test_f31_guessing_is_slowed_down(locked: House) -> None:
+    told = [knock(locked, **bearer(f"guess-{n}")) for n in range(40)]
+    assert told[-1] == ("", 429)
+    assert locked.http("/v1/models", headers={"api-key": "guess"})[0] == 429
+
+
+def test_f32_no_secret_is_in_any_log_or_figure(tmp_path: Path) -> None:
+    sound = (WORDS * 40).encode()[:1600]
+    marks = [KEY, SIGNING_KEY, WORDS, INSTRUCTIONS, base64.b64encode(sound).decode()[:40], "ek_"]
+    house = House(
+        worker_command=STAND_IN,
+        model="stand-in",
+        api_keys=f"ana={KEY}",
+        secret_key=SIGNING_KEY,
+        allow_query_key=True,
+        log_level="DEBUG",
+    )
+
+    async def scene() -> None:
+        async with house.call(f"?api-key={KEY}", origin=None) as caller:
+            await caller.configure(instructions=INSTRUCTIONS)
+            await caller.append(sound)
+            await caller.socket.send(b'{"type":"input_image_buffer.append"}\n' + sound)
+            await caller.socket.send('{"type": "response.create", "' + WORDS + '": ')
+            await caller.send("session.update", session={"type": WORDS})
+            await caller.send(WORDS)
+            await caller.send("conversation.item.delete", item_id=WORDS)
+            await caller.ask(WORDS)
+
+    try:
+        house.wait_ready()
+        asyncio.run(scene())
+        headers = {"Authorization": f"Bearer {KEY}"}
+        status, body, _ = house.http("/v1/realtime/client_secrets", {}, headers)
+        assert status == 200
+        marks.append(json.loads(body)["value"])
+        knock(house, **bearer(f"{KEY}-wrong"))
+        knock(house, origin="null", **bearer(KEY))
+        figures = house.http("/metrics")[1]
+    finally:
+        house.close()
+    written = house.text + figures
+    assert '"session opened"' in written and "parley_sessions" in figures
+    assert [mark for mark in marks if mark in written] == []
