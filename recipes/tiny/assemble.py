@@ -2,7 +2,8 @@
 
     python -m recipes.tiny.assemble ~/.cache/parley/omni-tiny
 
-The Thinker is SmolLM2-135M-Instruct with zero query, key and value biases; its text is unchanged to rounding.
+The Thinker is SmolLM2-135M-Instruct with zero query, key and value biases, its residual stream scaled; its text is
+unchanged to rounding.
 The audio encoder starts as Whisper tiny.en. What is trained here lies in `model/tiny/*.safetensors`, and
 overrides by name. Parts that have not been trained yet are initialised from a seed, so that the folder always loads.
 """
@@ -45,8 +46,9 @@ def thinker_tensors(gguf: Gguf) -> Iterator[tuple[str, Tensor]]:
     """Yield the language model under published names."""
     heads = gguf.metadata["llama.attention.head_count"]
     kv_heads = gguf.metadata["llama.attention.head_count_kv"]
-    yield f"{TEXT}embed_tokens.weight", _tensor(gguf.read("token_embd.weight"))
-    yield f"{TEXT}norm.weight", _tensor(gguf.read("output_norm.weight"))
+    scale = tree.STREAM_SCALE
+    yield f"{TEXT}embed_tokens.weight", _tensor(gguf.read("token_embd.weight")) * scale
+    yield f"{TEXT}norm.weight", _tensor(gguf.read("output_norm.weight")) / scale
     names = {
         "attn_norm": "input_layernorm",
         "ffn_norm": "post_attention_layernorm",
@@ -58,7 +60,9 @@ def thinker_tensors(gguf: Gguf) -> Iterator[tuple[str, Tensor]]:
     for i in range(gguf.metadata["llama.block_count"]):
         layer = f"{TEXT}layers.{i}."
         for ours, theirs in names.items():
-            yield f"{layer}{theirs}.weight", _tensor(gguf.read(f"blk.{i}.{ours}.weight"))
+            into_stream = ours in ("attn_output", "ffn_down")
+            read = _tensor(gguf.read(f"blk.{i}.{ours}.weight"))
+            yield f"{layer}{theirs}.weight", read * scale if into_stream else read
         projections = {
             "q_proj": rotate_halves(gguf.read(f"blk.{i}.attn_q.weight"), heads),
             "k_proj": rotate_halves(gguf.read(f"blk.{i}.attn_k.weight"), kv_heads),

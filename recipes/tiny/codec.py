@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 SILENCE = float(np.log(FLOOR))
 MAX_FRAMES = 600
-CTC_WEIGHT = 0.1
+CTC_WEIGHT = 0.25
 # Mel is roughly -6 ± 3; networks prefer it around zero.
 MEL_MEAN, MEL_STD = -6.0, 3.0
 # What is said, without stress, length and pauses: those are for the mel to teach.
@@ -66,8 +66,8 @@ class Quantizer(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return values in [-1, 1] with straight-through gradient [B, T, D], and code ids [B, T]."""
         levels = torch.tensor(self.levels, device=x.device)
-        top = (levels - 1).to(x.dtype)
-        unit = x.sigmoid() * top  # 0 … levels - 1
+        top = (levels - 1).float()
+        unit = x.float().sigmoid() * top  # 0 … levels - 1
         digits = unit + (unit.round() - unit).detach()
         place = torch.cat([levels.new_ones(1), levels[:-1]]).cumprod(0)
         return digits * 2 / top - 1, (digits.round().long() * place).sum(-1)
@@ -119,11 +119,11 @@ class Tokenizer(nn.Module):
     def decode(self, values: Tensor, voices: Tensor) -> Tensor:
         """Turn values [B, N, D] and voice ids [B] into mel [B, 4 N, M]."""
         x = self.coarse(self.widen(values) + self.voice(voices)[:, None])
-        return self.fine(x.repeat_interleave(REPEATS, 1)) * MEL_STD + MEL_MEAN
+        return self.fine(x.repeat_interleave(REPEATS, 1)).float() * MEL_STD + MEL_MEAN
 
     def read(self, values: Tensor) -> Tensor:
         """Return log-probabilities of blank and phonemes, two per code, [B, 2 N, 1 + phonemes]."""
-        return self.reader(values).unflatten(2, (2, -1)).flatten(1, 2).log_softmax(-1)
+        return self.reader(values).unflatten(2, (2, -1)).flatten(1, 2).float().log_softmax(-1)
 
 
 class Transposed(nn.Module):
@@ -151,7 +151,8 @@ class CodecStage:
         }
 
     def train_step(self, step: int, rng: np.random.Generator) -> dict[str, float]:
-        loss, figures = self._loss(self.speech.pick(rng, self.batch))
+        with loop.half_precision(self.device):
+            loss, figures = self._loss(self.speech.pick_alike(rng, self.batch))
         optimizer = self.optimizers["tokenizer"]
         loop.warm_up(optimizer, step, self.lr)
         optimizer.zero_grad()
@@ -168,7 +169,7 @@ class CodecStage:
         return {"score": figures["mel"] + CTC_WEIGHT * figures["ctc"], **figures}
 
     def _loss(self, clips: list[Clip]) -> tuple[Tensor, dict[str, float]]:
-        mel, frames = (x.to(self.device) for x in padded_mel(clips))
+        mel, frames = (x.to(self.device) for x in padded_mel(clips, MAX_FRAMES))
         voices = torch.tensor([clip.voice for clip in clips], device=self.device)
         values, codes = self.tokenizer.encode(mel)
         made = self.tokenizer.decode(values, voices)
@@ -190,9 +191,9 @@ class CodecStage:
         }
 
 
-def padded_mel(clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
+def padded_mel(clips: Sequence[Clip], max_frames: int = 10_000) -> tuple[Tensor, Tensor]:
     """Stack clips into mel [B, T, M], T whole codes, silence behind; and their frame counts [B]."""
-    mels = [clip.mel()[:MAX_FRAMES] for clip in clips]
+    mels = [clip.mel()[:max_frames] for clip in clips]
     frames = torch.tensor([len(mel) for mel in mels])
     longest = -(-int(frames.max()) // REPEATS) * REPEATS
     return torch.stack([F.pad(m, (0, 0, 0, longest - len(m)), value=SILENCE) for m in mels]), frames

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 KEPT_OUT_SHARD = 0
 VOICE_NAMES = ("joe", "gongitsune")
+ALIKE = 6  # a batch of whole clips is the n-th part of so many drawn, ordered by length
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,12 @@ class Speech:
     def pick(self, rng: np.random.Generator, count: int) -> list[Clip]:
         """Draw training clips, longer ones in proportion."""
         return [self.train[i] for i in rng.choice(len(self.train), count, p=self._odds)]
+
+    def pick_alike(self, rng: np.random.Generator, count: int) -> list[Clip]:
+        """Draw training clips of nearly one length, so that a batch of whole clips is hardly padded."""
+        drawn = sorted(self.pick(rng, ALIKE * count), key=lambda clip: len(clip.pcm))
+        first = int(rng.integers(ALIKE)) * count
+        return drawn[first : first + count]
 
     def segments(
         self, rng: np.random.Generator, count: int, frames: int

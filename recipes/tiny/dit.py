@@ -1,7 +1,7 @@
 """Train the flow-matching transformer (codes and voice to mel) with the block mask it runs with.
 
-Conditional flow matching: x_t = (1 - t) noise + t mel, the network predicts mel - noise. Times are drawn as the
-sampler spaces them (crowded towards noise), because only a handful of evaluations are made at run time.
+Conditional flow matching: x_t = (1 - t) noise + t mel, the network predicts mel - noise. Three times in four are those
+at which the sampler evaluates: a handful at run time, so these are worth knowing best. The others are drawn between.
 
     python -m recipes.tiny.dit --out ~/.cache/parley/tiny/dit --codec ~/.cache/parley/tiny/codec
 """
@@ -27,6 +27,8 @@ from recipes.tiny import codec, loop, tree
 from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from model.config import SolverConfig
 
 SEGMENT_BLOCKS = 8  # 1.92 s: every layer's reach several times over
@@ -73,6 +75,10 @@ class DitStage:
         self.odds = clip_odds(train)
         self.dit = Dit(tree.codec_decoder().dit)
         self.dit.reset_parameters()
+        quantizer = codec.Quantizer(tree.CODE_LEVELS)
+        embed_by_value(
+            self.dit.text_embed.codec_embed.weight, quantizer.values(torch.arange(tree.NUM_CODES))
+        )
         with (
             torch.no_grad()
         ):  # velocity starts at its mean over everything: mean mel minus mean noise (0)
@@ -80,7 +86,7 @@ class DitStage:
         self.parts: dict[str, nn.Module] = {"dit": self.dit.to(device)}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "dit": torch.optim.AdamW(
-                self.dit.parameters(), lr, betas=(0.9, 0.98), weight_decay=0.01
+                self.dit.parameters(), lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
             )
         }
 
@@ -89,14 +95,11 @@ class DitStage:
         codes, mel, voices = (x.to(self.device) for x in cut(clips, rng))
         # Drawn on the CPU, so that every device sees the same.
         noise = torch.from_numpy(rng.standard_normal(mel.shape, np.float32)).to(self.device)
-        t = (
-            torch.from_numpy(1 - np.cos(math.pi / 2 * rng.random(self.batch)))
-            .float()
-            .to(self.device)
-        )
-        loss = self._loss(mel, noise, t, codes, voices)
+        t = torch.from_numpy(draw_times(rng, self.batch)).to(self.device)
+        with loop.half_precision(self.device):
+            loss = self._loss(mel, noise, t, codes, voices)
         optimizer = self.optimizers["dit"]
-        loop.warm_up(optimizer, step, self.lr, 500)
+        loop.warm_up(optimizer, step, self.lr, 300)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.dit.parameters(), 1.0)
@@ -121,7 +124,26 @@ class DitStage:
         at = t[:, None, None]
         x = (1 - at) * noise + at * mel
         velocity = self.dit.velocity(x, codes, self.cond[voices], self.ref_mel[voices], t)
-        return F.mse_loss(velocity, mel - noise) / MEL_SCALE
+        return F.mse_loss(velocity.float(), mel - noise) / MEL_SCALE
+
+
+def draw_times(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
+    """Times to train at: mostly those of the sampler, else spaced as it spaces them (crowded towards noise)."""
+    plan = time_plan(SOLVER)
+    exact = np.array(plan.times)[list(plan.time_of_evaluation)]
+    between = 1 - np.cos(math.pi / 2 * rng.random(count))
+    return np.where(rng.random(count) < 0.75, rng.choice(exact, count), between).astype(np.float32)
+
+
+def embed_by_value(table: Tensor, values: Tensor, seed: int = 0) -> None:
+    """Start an embedding of codes [N, C], in place, such that codes with like quantised values [N, D] lie close."""
+    mix = torch.randn(
+        values.shape[1], table.shape[1], generator=torch.Generator().manual_seed(seed)
+    )
+    with torch.no_grad():
+        scale = table[: len(values)].std()
+        near = values @ mix
+        table[: len(values)].mul_(0.3).add_(0.95 * scale * near / near.std())
 
 
 def sample(

@@ -1,20 +1,30 @@
-"""Measure the parts on kept-out speech, with a recogniser as judge.
+"""Measure the parts on kept-out speech, and the whole model in conversation, with a recogniser as judge.
 
     python -m recipes.tiny.evaluate speech   --clips 100       # the recogniser on the original: the floor
     python -m recipes.tiny.evaluate vocoder  --run ~/.cache/parley/tiny/vocoder
     python -m recipes.tiny.evaluate codec    --run ~/.cache/parley/tiny/codec --vocoder ~/.cache/parley/tiny/vocoder
     python -m recipes.tiny.evaluate dit      --run ~/.cache/parley/tiny/dit --codec … --vocoder …
+    python -m recipes.tiny.evaluate talker   --run ~/.cache/parley/tiny/talker
+    python -m recipes.tiny.evaluate speaks   --checkpoint ~/.cache/parley/omni-tiny --clips 100
+    python -m recipes.tiny.evaluate hears    --checkpoint ~/.cache/parley/omni-tiny --clips 200
 
-Two figures: word errors against the text, and against what the recogniser heard in the original recording.
+For speech, two figures: word errors against the text, and against what the recogniser heard in the original recording.
 The second takes the recogniser's own errors out.
+
+* **talker**: kept-out texts as replies, read aloud by Talker, flow and vocoder.
+* **speaks**: the assembled checkpoint answers typed questions through the streaming path; its sound against its text.
+* **hears**: kept-out callers' questions, spoken and typed: the same answer, and the right one?
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
@@ -22,10 +32,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recipes.tiny import codec, dit, vocoder
-from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech
-from recipes.tiny.listen import Listener, word_errors
-from recipes.tiny.mel import SAMPLE_RATE
+from model.chat import Chat
+from model.omni import load as load_checkpoint
+from model.reply import AudioDelta, ReplyOptions, TextDelta
+from model.sampling import TALKER_SAMPLING
+from recipes.tiny import codec, dit, talker, vocoder
+from recipes.tiny.callers import Call, read_calls
+from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech, to_wave
+from recipes.tiny.exchanges import exchange
+from recipes.tiny.frozen import FrozenThinker
+from recipes.tiny.listen import Listener, comparable, word_errors
+from recipes.tiny.mel import NUM_BINS, SAMPLE_RATE
+from recipes.tiny.rows import read_rows
+
+if TYPE_CHECKING:
+    from model.codec.dit import Dit
+    from model.codec.vocoder import Vocoder
+    from model.codec.voice import Voice
+
+MAX_READ_FRAMES = 900
+KEPT_OUT_QUESTIONS = 901  # a seed nothing is trained on
 
 Resynthesis = Callable[[Clip], NDArray[np.float32]]
 
@@ -74,6 +100,115 @@ def through_dit(
     return resynthesise
 
 
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Talker, flow and vocoder of three runs, reading given texts."""
+
+    stage: talker.TalkerStage
+    lessons: dict[str, talker.Lesson]
+    flow: Dit
+    vocoder: Vocoder
+    voices: list[Voice]
+
+    def __call__(self, clip: Clip) -> NDArray[np.float32]:
+        codes = self.stage.read_aloud(self.lessons[clip.text], TALKER_SAMPLING)
+        voice, count = self.voices[clip.voice], len(codes)
+        if not count:
+            return np.zeros(SAMPLE_RATE, np.float32)
+        noise = torch.randn(
+            1,
+            count * codec.REPEATS,
+            NUM_BINS,
+            generator=torch.Generator().manual_seed(0),
+        )
+        made = dit.sample(self.flow, noise, codes[None], voice.cond[None], voice.ref_mel[None])
+        return np.asarray(self.vocoder(made)[0])
+
+
+def through_talker(args: argparse.Namespace, speech: Speech, best: bool) -> Resynthesis:
+    source = FrozenThinker.load(args.checkpoint, "cpu")
+    clips = [clip for clip in speech.kept_out if clip.num_frames < MAX_READ_FRAMES]
+    lessons = talker.make_lessons(source, codec.load(args.codec), clips, read_rows(args.rows))
+    config = source.config.talker
+    assert config is not None
+    markers = talker.Markers.of(source)
+    stage = talker.TalkerStage(
+        lessons, lessons, markers, None, config, batch=1, lr=0.0, device="cpu", seed=0
+    )
+    stage.talker = talker.load(args.run, config, best=best)
+    return Reader(
+        stage,
+        dict(zip([c.text for c in clips], lessons, strict=True)),
+        dit.load(args.dit),
+        vocoder.load(args.vocoder),
+        dit.make_voices(speech),
+    )
+
+
+def speaks(checkpoint: Path, count: int, listener: Listener, keep: Path | None) -> None:
+    """Ask `count` typed questions of each voice; print how well its sound says its text."""
+    omni = load_checkpoint(checkpoint)
+    for voice in omni.voices:
+        pairs, seconds, spent = [], 0.0, 0.0
+        for i in range(count):
+            chat = Chat(omni, capacity=2048)
+            chat.text(exchange(KEPT_OUT_QUESTIONS, i).question)
+            began = time.perf_counter()
+            text, wave = _reply(chat, ReplyOptions(voice=voice, max_text_tokens=40, max_codes=400))
+            spent, seconds = spent + time.perf_counter() - began, seconds + len(wave) / SAMPLE_RATE
+            pairs.append((text, listener.transcribe(wave) if len(wave) else ""))
+            if keep:
+                soundfile.write(keep / f"{voice}-{i:03d}.wav", wave, SAMPLE_RATE)
+                with (keep / "heard.jsonl").open("a") as file:
+                    file.write(json.dumps({"said": text, "heard": pairs[-1][1]}) + "\n")
+        figures = {"replies": count, "wer": word_errors(pairs).rate, "speed": seconds / spent}
+        print(json.dumps({"what": "speaks", "voice": voice, **figures}), flush=True)
+
+
+def _reply(chat: Chat, options: ReplyOptions) -> tuple[str, NDArray[np.float32]]:
+    """The text of a reply as far as it is meant to be spoken, and its sound."""
+    texts, sound = [], []
+    for delta in chat.reply(options):
+        if isinstance(delta, TextDelta):
+            texts.append(delta.text)
+        elif isinstance(delta, AudioDelta):
+            sound.append(delta.pcm.numpy())
+    if len(texts) == options.max_text_tokens:
+        texts.pop()  # shown, but cut off before it reached the Talker
+    return "".join(texts), np.concatenate([*sound, np.zeros(0, np.float32)])
+
+
+def hears(checkpoint: Path, calls: list[tuple[Call, NDArray[np.int16]]]) -> None:
+    """Print how often a spoken question is answered as the typed one is, and how often either is right."""
+    omni = load_checkpoint(checkpoint, speech=False)
+    options = ReplyOptions(speech=False, max_text_tokens=40)
+    same = keyed = spoken_right = typed_right = 0
+    for call, pcm in calls:
+        replies = []
+        for is_spoken in (True, False):
+            chat = Chat(omni, capacity=2048)
+            if is_spoken:
+                chat.audio(to_wave(pcm), is_last=True)
+            else:
+                chat.text(call.question)
+            replies.append(comparable(_reply(chat, options)[0]))
+        spoken, typed = replies
+        same += spoken == typed
+        if call.key:
+            key = " ".join(comparable(call.key))
+            keyed += 1
+            spoken_right += key in " ".join(spoken)
+            typed_right += key in " ".join(typed)
+    figures = {
+        "questions": len(calls),
+        "same_reply": same / len(calls),
+        "closed": keyed,
+        "spoken_right": spoken_right / max(1, keyed),
+        "typed_right": typed_right / max(1, keyed),
+    }
+    print(json.dumps({"what": "hears", **figures}))
+
+
 def measure(
     clips: list[Clip], make: Resynthesis, listener: Listener, keep: Path | None
 ) -> dict[str, float]:
@@ -95,37 +230,55 @@ def measure(
 
 
 def main() -> None:
+    args = _arguments()
+    torch.set_num_threads(1)
+    if args.keep:
+        args.keep.mkdir(parents=True, exist_ok=True)
+    with torch.inference_mode():
+        if args.what == "speaks":
+            speaks(args.checkpoint, args.clips, Listener(), args.keep)
+        elif args.what == "hears":
+            hears(args.checkpoint, read_calls(args.calls, "kept-out")[: args.clips])
+        else:
+            _resynthesis(args)
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=("speech", "vocoder", "codec", "dit"))
+    cache = Path("~/.cache/parley/tiny").expanduser()
+    kinds = ("speech", "vocoder", "codec", "dit", "talker", "speaks", "hears")
+    parser.add_argument("what", choices=kinds)
     parser.add_argument("--run", type=Path)
-    parser.add_argument("--vocoder", type=Path)
-    parser.add_argument("--codec", type=Path)
-    parser.add_argument(
-        "--data", type=Path, default=Path("~/.cache/parley/tiny/speech").expanduser()
-    )
+    parser.add_argument("--vocoder", type=Path, default=cache / "vocoder")
+    parser.add_argument("--codec", type=Path, default=cache / "codec")
+    parser.add_argument("--dit", type=Path, default=cache / "dit")
+    parser.add_argument("--checkpoint", type=Path, default=cache.parent / "omni-tiny")
+    parser.add_argument("--data", type=Path, default=cache / "speech")
+    parser.add_argument("--rows", type=Path, default=cache / "rows")
+    parser.add_argument("--calls", type=Path, default=cache / "callers")
     parser.add_argument("--clips", type=int, default=50, help="per voice")
     parser.add_argument(
         "--newest", action="store_true", help="newest averaged weights, not the best"
     )
     parser.add_argument("--keep", type=Path, help="folder for the sound made")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    if args.keep:
-        args.keep.mkdir(parents=True, exist_ok=True)
+    return parser.parse_args()
+
+
+def _resynthesis(args: argparse.Namespace) -> None:
     speech, listener, best = Speech(args.data), Listener(), not args.newest
     makers: dict[str, Callable[[], Resynthesis]] = {
         "speech": lambda: original,
         "vocoder": lambda: through_vocoder(args.run, best),
         "codec": lambda: through_codec(args.run, args.vocoder, best),
         "dit": lambda: through_dit(args.run, args.codec, args.vocoder, speech, best),
+        "talker": lambda: through_talker(args, speech, best),
     }
     make = makers[args.what]()
     for voice, name in enumerate(VOICE_NAMES):
         clips = [clip for clip in speech.kept_out if clip.voice == voice][: args.clips]
-        with torch.inference_mode():
-            rates = measure(clips, make, listener, args.keep)
+        rates = measure(clips, make, listener, args.keep)
         print(json.dumps({"what": args.what, "voice": name, "clips": len(clips), **rates}))
 
 

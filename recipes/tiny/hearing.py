@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.mel import LogMel
-from recipes.tiny import loop
+from recipes.tiny import loop, tree
 from recipes.tiny.callers import INPUT_RATE, Call, read_calls
-from recipes.tiny.dataset import to_wave
+from recipes.tiny.dataset import ALIKE, to_wave
 from recipes.tiny.edits import edit_distance
 from recipes.tiny.frozen import FrozenThinker
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 COSINE_SCALE = 20.0
-ROW_STD = 0.13  # spread of the Thinker's own embeddings
+ROW_STD = 0.13 * tree.STREAM_SCALE  # spread of the Thinker's own embeddings
 
 Sample = tuple[Call, "NDArray[np.int16]"]
 
@@ -82,19 +82,26 @@ class HearingStage:
         self.parts: dict[str, nn.Module] = {"audio": self.encoder, "alignment": self.alignment}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "all": torch.optim.AdamW(
-                [*self.encoder.parameters(), *self.alignment.parameters()], lr, betas=(0.9, 0.98)
+                [*self.encoder.parameters(), *self.alignment.parameters()],
+                lr,
+                betas=(0.9, 0.98),
+                fused=True,
             )
         }
 
     def train_step(self, step: int, rng: np.random.Generator) -> dict[str, float]:
-        chosen = [self.train[i] for i in rng.choice(len(self.train), self.batch)]
+        drawn = [self.train[i] for i in rng.choice(len(self.train), ALIKE * self.batch)]
+        drawn.sort(key=lambda sample: sample[0].num_samples)
+        first = int(rng.integers(ALIKE)) * self.batch
+        chosen = drawn[first : first + self.batch]
         rngs = rng.spawn(
             self.batch
         )  # one each, so that the order in which threads finish changes nothing
         waves = list(self.workers.map(augment, (to_wave(pcm) for _, pcm in chosen), rngs))
-        loss, figures = self._loss(
-            [call for call, _ in chosen], waves, distil=step >= self.distil_after
-        )
+        with loop.half_precision(self.source.device):
+            loss, figures = self._loss(
+                [call for call, _ in chosen], waves, distil=step >= self.distil_after
+            )
         loop.warm_up(self.optimizers["all"], step, self.lr, 300)
         self.optimizers["all"].zero_grad()
         loss.backward()
@@ -141,7 +148,7 @@ class HearingStage:
         padded = nn.utils.rnn.pad_sequence(
             [F.normalize(r.float(), dim=1) for r in rows]
         )  # [T, B, H]
-        log_probs = (COSINE_SCALE * padded @ outputs.T).log_softmax(-1)
+        log_probs = (COSINE_SCALE * padded @ outputs.T).float().log_softmax(-1)
         wanted = [torch.tensor([self.place[t] for t in ids]) for ids in tokens]
         loss = F.ctc_loss(
             log_probs,
@@ -221,7 +228,7 @@ def main() -> None:
     parser.set_defaults(data=Path("~/.cache/parley/tiny/callers").expanduser())
     args = parser.parse_args()
     torch.set_num_threads(1)
-    source = FrozenThinker.load(args.checkpoint, args.device)
+    source = FrozenThinker.load(args.checkpoint, args.device, torch.bfloat16)
     stage = HearingStage(
         source,
         read_calls(args.data, "callers"),

@@ -1,44 +1,150 @@
-"""Let the language model answer many questions, so that the Talker learns to read what it will be given.
+"""Let the language model talk, so that the Talker learns to read what it will be given.
 
     python -m recipes.tiny.replies --checkpoint ~/.cache/parley/omni-tiny --count 2000 > replies.txt
     python -m recipes.tiny.speech --voice joe --texts replies.txt
 
-Replies are cut after their second sentence: spoken answers are short, and long ones ramble.
+Half of the questions come from `exchanges` and templates, the other half the model asks itself: given the opening of
+a user's turn, it goes on. Replies are drawn at full temperature, for words rather than for truth, and cut after their
+first or second sentence: spoken answers are short, and long ones ramble.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from model.chat import Chat
-from model.omni import Omni
-from model.omni import load as load_checkpoint
-from model.reply import ReplyOptions, TextDelta
-from recipes.tiny import tree
+from model.config import OmniConfig
+from model.tokenizer import TextTokenizer
+from recipes.tiny import texts
 from recipes.tiny.exchanges import exchange
 
-MAX_TOKENS = 60
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+MAX_TOKENS = 32
+MAX_QUESTION_TOKENS = 16
+BATCH = 96
 SPOKEN = re.compile(r"[A-Za-z0-9 ,.?!'$%:;-]+")
+TOPICS = (
+    "Tell me about {}.",
+    "What do you think about {}?",
+    "Why do people like {}?",
+    "How does {} work?",
+    "Give me one tip about {}.",
+    "Tell me a short story about {}.",
+    "What should I know about {} and {}?",
+    "I had a bad day because of {}.",
+    "Describe {} in one sentence.",
+    "What is the difference between {} and {}?",
+)
 
 
-def reply(omni: Omni, question: str) -> str:
-    """Answer one typed question greedily."""
-    chat = Chat(omni, tree.SYSTEM_PROMPT, capacity=512)
-    chat.text(question)
-    deltas = chat.reply(ReplyOptions(speech=False, max_text_tokens=MAX_TOKENS))
-    return "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
+class BatchedModel:
+    """The Thinker's language model in `transformers`, which generates for many prompts at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = TextTokenizer.from_folder(folder)
+        decoder = OmniConfig.from_file(folder / "config.json").thinker.decoder
+        config = LlamaConfig(
+            vocab_size=decoder.vocab_size,
+            hidden_size=decoder.hidden_size,
+            intermediate_size=decoder.intermediate_size,
+            num_hidden_layers=decoder.num_hidden_layers,
+            num_attention_heads=decoder.num_attention_heads,
+            num_key_value_heads=decoder.num_key_value_heads,
+            head_dim=decoder.head_dim,
+            rms_norm_eps=decoder.rms_norm_eps,
+            rope_parameters={"rope_theta": decoder.rope_theta, "rope_type": "default"},
+            tie_word_embeddings=True,
+            pad_token_id=self.tokenizer.im_end_id,
+            eos_token_id=self.tokenizer.im_end_id,
+        )
+        self.model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
+        tensors = load_file(folder / "model.safetensors")
+        prefix = "thinker.model."
+        weights = {
+            "model." + k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)
+        }
+        lacking, unknown = self.model.load_state_dict(weights, strict=False)
+        # Published layers have biases on queries, keys and values; this language model's are zero.
+        assert lacking == ["lm_head.weight"], lacking
+        assert all(name.endswith("bias") and not weights[name].any() for name in unknown), unknown
+        self.model.tie_weights()
+
+    def go_on(self, prompts: list[list[int]], max_tokens: int) -> list[str]:
+        """Continue each prompt at temperature 1 up to the end of the turn."""
+        end = self.tokenizer.im_end_id
+        longest = max(len(p) for p in prompts)
+        ids = torch.tensor([[end] * (longest - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        made: Tensor = self.model.generate(  # type: ignore[misc, assignment]
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_tokens,
+            do_sample=True,
+            temperature=1.0,
+            top_k=100,
+        )
+        tails = [row[longest:].tolist() for row in made]
+        return [self.tokenizer.decode(t[: t.index(end)] if end in t else t) for t in tails]
+
+    def turn(self, question: str) -> list[int]:
+        """The frame of a chat up to the reply."""
+        encode, start, end = (
+            self.tokenizer.encode,
+            self.tokenizer.im_start_id,
+            self.tokenizer.im_end_id,
+        )
+        opening, closing = encode(f"user\n{question}"), encode("\n")
+        return [start, *opening, end, *closing, start, *encode("assistant\n")]
+
+    def own_questions(self, count: int) -> list[str]:
+        """What the model would ask."""
+        opening = [self.tokenizer.im_start_id, *self.tokenizer.encode("user\n")]
+        return [
+            text.split("\n")[0].strip()
+            for text in self.go_on([opening] * count, MAX_QUESTION_TOKENS)
+        ]
 
 
-def spoken_part(text: str) -> str | None:
-    """Return the first two whole sentences on the first line, or None if they cannot be read aloud."""
-    sentences = re.findall(r"[^.!?]+[.!?]+(?=\s|$)", text.strip().split("\n")[0])[:2]
-    short = "".join(sentences).strip()
-    return short if 2 < len(short) < 160 and SPOKEN.fullmatch(short) else None
+def question(seed: int, index: int) -> str:
+    """Question `index` of an endless list: an exchange, or a topic of common words."""
+    rng = random.Random(f"question/{seed}/{index}")
+    if rng.random() < 0.4:
+        return exchange(seed, index).question
+    return rng.choice(TOPICS).format(*rng.sample(texts.WORDS, 2))
+
+
+def spoken_part(text: str, rng: random.Random) -> str | None:
+    """Return the first one or two whole sentences, or None if they cannot be read aloud."""
+    sentences = re.findall(r"[^.!?]+[.!?]+(?=\s|$)", text.strip().split("\n")[0])
+    short = "".join(sentences[: rng.choice((1, 1, 2))]).strip()
+    return short if 2 < len(short) < 130 and SPOKEN.fullmatch(short) else None
+
+
+def replies(model: BatchedModel, seed: int) -> Iterator[str]:
+    """Endless replies, each once."""
+    torch.manual_seed(seed)
+    rng, seen, index = random.Random(seed), set[str](), 0
+    while True:
+        asked = [question(seed, index + i) for i in range(BATCH // 2)]
+        asked += [q for q in model.own_questions(BATCH // 2) if q]
+        index += BATCH
+        for text in model.go_on([model.turn(q) for q in asked], MAX_TOKENS):
+            spoken = spoken_part(text, rng)
+            if spoken and spoken not in seen:
+                seen.add(spoken)
+                yield spoken
 
 
 def main() -> None:
@@ -50,16 +156,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=50)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    omni = load_checkpoint(args.checkpoint, speech=False)
-    seen: set[str] = set()
     with torch.inference_mode():
-        for i in range(4 * args.count):
-            text = spoken_part(reply(omni, exchange(args.seed, i).question))
-            if text and text not in seen:
-                seen.add(text)
-                print(text, flush=True)
-            if len(seen) == args.count:
-                break
+        for _, text in zip(
+            range(args.count), replies(BatchedModel(args.checkpoint), args.seed), strict=False
+        ):
+            print(text, flush=True)
     sys.stdout.flush()
 
 

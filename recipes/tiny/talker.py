@@ -4,9 +4,19 @@
     voice row          e(voice) + c(pad)                         (no loss)
     reply rows         r_t + c(code before)  ->  code t, then the stop id
 
-r_t is h + e of the reply's tokens, one per code; then the end marker's embedding; then the pad marker's. The Thinker
-is frozen, so its rows are computed once per clip and kept.
+r_t is h + e of the reply's tokens, one per code; then the end marker's embedding; then the pad marker's.
 
+Next-code prediction alone takes very long to discover that text and sound run in parallel. Three further losses say so;
+all need only the forced alignment (`align.py`), and none leaves a trace in the shipped weights' layout:
+
+* **guide**: in a few heads, attention goes to the row of the token that is being spoken;
+* **phoneme**: halfway up, a row can tell which phoneme it is about to sound;
+* **pronunciation**: low down, a token's row can tell all of its phonemes. This needs no sound, so it is also asked of
+  rows of words that nobody has read aloud: thousands, commonest most often.
+
+The codes carry hardly any voice, so each clip is read by the other voice half of the time: both learn from all speech.
+
+    python -m recipes.tiny.rows --checkpoint ~/.cache/parley/omni-tiny
     python -m recipes.tiny.talker --out ~/.cache/parley/tiny/talker --codec ~/.cache/parley/tiny/codec \\
         --checkpoint ~/.cache/parley/omni-tiny
 """
@@ -14,10 +24,11 @@ is frozen, so its rows are computed once per clip and kept.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -25,35 +36,48 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.rope import Timeline
-from model.talker import Talker
-from recipes.tiny import codec, dit, loop, tree
-from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech
+from model.sampling import Sampling, SamplingBatch, sample
+from model.talker import Talker, suppressed_codes
+from recipes.tiny import align, codec, dit, loop, tree, vocabulary
+from recipes.tiny.dataset import ALIKE, VOICE_NAMES, Clip, Speech
 from recipes.tiny.frozen import FrozenThinker
-from recipes.tiny.texts import sentence
+from recipes.tiny.rows import read_rows
 
 if TYPE_CHECKING:
-    from model.config import TalkerConfig
+    from numpy.typing import NDArray
 
-# The Talker must read aloud under any prompt, so it is trained under several, and under none.
-SYSTEM_PROMPTS = (
-    tree.SYSTEM_PROMPT,
-    "You are a helpful assistant. Answer in one or two short sentences.",
-    "Talk like a friend.",
-    "",
-)
+    from model.config import TalkerConfig
+    from model.decoder import DecoderLayer
+
 MAX_CODES = 250
+NUM_PHONEMES = 1 + len(codec.PHONEMES)
+SLOTS = 8  # phonemes asked of one token
+PRONOUNCED_AFTER, GUIDED, SOUNDED_AFTER = 2, ((2, 0), (3, 0), (3, 3)), 4  # layers; (layer, head)
+GUIDE, PHONEME, PRONUNCIATION = 0.3, 0.3, 0.2
+DROPOUT = 0.05  # of what a layer adds
+WRONG_CODES = 0.1  # so many of the codes fed back are drawn at random, as its own slips will be
+OWN_VOICE = 0.5  # a clip keeps its voice so often; else either is drawn
+SHARE_OF_FEMALE = 0.3
+# Words asked without sound, and rows of them beside each batch. With 14 000 words the loss stayed at that of a guess.
+NUM_WORDS, UNREAD = 4_000, (16, 20)
 
 log = logging.getLogger("talker")
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """One reply to be spoken: Thinker rows [P, H] and [n, H] (float16), codes [N], voice."""
+    """One reply to be spoken: Thinker rows [P, H] and [n, H] (float16), codes [N], voice.
+
+    Per code the token being spoken (-1: none) and its phoneme (0: none) [N]; per token its phonemes [n, SLOTS].
+    """
 
     prompt_rows: Tensor
     reply_rows: Tensor
     codes: Tensor
     voice: int
+    token_spoken: Tensor
+    phoneme_spoken: Tensor
+    pronunciation: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +98,58 @@ class Markers:
         return cls(table[config.tts_text_end_token_id], table[config.tts_text_pad_token_id], voices)
 
 
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A batch of lessons padded at the end: rows [B, T, H], positions [3, B, T], and what is asked per row."""
+
+    rows: Tensor
+    positions: Tensor
+    codes: Tensor  # [B, T], -1 where nothing is asked, as in the next ones
+    phonemes: Tensor  # [B, T]
+    looked_at: Tensor  # [B, T] the row to attend to
+    pronunciations: Tensor  # [B, T, SLOTS]
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Words, commonest first: embeddings [V, H] and phonemes [V, SLOTS]; hidden states [K, H] to mix in."""
+
+    embeddings: Tensor
+    phonemes: Tensor
+    hidden: Tensor
+
+    @classmethod
+    def of(cls, source: FrozenThinker, lessons: dict[str, tuple[Tensor, Tensor]]) -> Vocabulary:
+        ranked = vocabulary.words(source.tokenizer)[:NUM_WORDS]
+        phonemes = [list(align.word_phonemes(word)) for _, word in ranked]
+        hidden = [
+            rows.float() - source.embed(source.tokenizer.encode(text)).float()
+            for text, (_, rows) in list(lessons.items())[:800]
+        ]
+        return cls(
+            source.embed([token for token, _ in ranked]).float(),
+            torch.tensor([(own + [0] * SLOTS)[:SLOTS] for own in phonemes]),
+            torch.cat(hidden),
+        )
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Rows h + e [*shape, H] of random words, and their phonemes [*shape, SLOTS]."""
+        power = rng.choice((1, 3), shape)
+        known = min(NUM_WORDS, len(self.phonemes))
+        words = torch.from_numpy((known * rng.random(shape) ** power).astype(np.int64))
+        moods = torch.from_numpy(rng.integers(0, len(self.hidden), shape))
+        return self.embeddings[words] + self.hidden[moods], self.phonemes[words]
+
+
+class Guides(nn.Module):
+    """What training adds: readers of phonemes. Not shipped."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sounding = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, NUM_PHONEMES))
+        self.pronounced = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, SLOTS * NUM_PHONEMES))
+
+
 class TalkerStage:
     shipped: tuple[str, ...] = ("talker",)
 
@@ -82,6 +158,7 @@ class TalkerStage:
         train: list[Lesson],
         kept_out: list[Lesson],
         markers: Markers,
+        words: Vocabulary | None,
         config: TalkerConfig,
         *,
         batch: int,
@@ -90,26 +167,33 @@ class TalkerStage:
         seed: int,
     ) -> None:
         torch.manual_seed(seed)
-        self.train, self.kept_out, self.markers = train, kept_out, markers
+        self.train, self.kept_out, self.markers, self.words = train, kept_out, markers, words
         self.batch, self.lr, self.device, self.config = batch, lr, device, config
-        lengths = np.array([len(x.codes) for x in train], np.float64)
-        owner = np.array([x.voice for x in train])
-        self.odds = lengths / np.bincount(owner, lengths, len(VOICE_NAMES))[owner] / len(set(owner))
+        self.odds = lesson_odds(train)
         self.talker = Talker(config)
         initialise(self.talker)
         self.talker.to(device).prepare()
-        self.parts: dict[str, nn.Module] = {"talker": self.talker}
+        self.guides = Guides(config.decoder.hidden_size).to(device)
+        self.parts: dict[str, nn.Module] = {"talker": self.talker, "guides": self.guides}
+        parameters = [*self.talker.parameters(), *self.guides.parameters()]
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "talker": torch.optim.AdamW(
-                self.talker.parameters(), lr, betas=(0.9, 0.98), weight_decay=0.02
+                parameters, lr, betas=(0.9, 0.98), weight_decay=0.02, fused=True
             )
         }
 
     def train_step(self, step: int, rng: np.random.Generator) -> dict[str, float]:
-        lessons = [self.train[i] for i in rng.choice(len(self.train), self.batch, p=self.odds)]
-        loss, figures = self._loss(lessons)
+        drawn = rng.choice(len(self.train), ALIKE * self.batch, p=self.odds)
+        alike = sorted((self.train[i] for i in drawn), key=lambda lesson: len(lesson.codes))
+        first = int(rng.integers(ALIKE)) * self.batch
+        lessons = alike[first : first + self.batch]
+        with loop.half_precision(self.device):
+            loss, figures = self._loss(self._stack(lessons, rng))
+            if self.words is not None:
+                unread = self._unread_loss(self.words, rng)
+                loss, figures["unread"] = loss + PRONUNCIATION * unread, unread.item()
         optimizer = self.optimizers["talker"]
-        loop.warm_up(optimizer, step, self.lr, 500)
+        loop.warm_up(optimizer, step, self.lr, 100)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.talker.parameters(), 1.0)
@@ -117,44 +201,173 @@ class TalkerStage:
         return figures
 
     def validate(self) -> dict[str, float]:
-        parts = [self._loss(self.kept_out[i : i + 10])[1] for i in range(0, len(self.kept_out), 10)]
+        lessons = sorted(self.kept_out, key=lambda x: len(x.codes))
+        parts = [
+            self._loss(self._stack(lessons[i : i + 10], None))[1]
+            for i in range(0, len(lessons), 10)
+        ]
         figures = {name: float(np.mean([p[name] for p in parts])) for name in parts[0]}
         return {"score": figures["loss"], **figures}
 
-    def _loss(self, lessons: list[Lesson]) -> tuple[Tensor, dict[str, float]]:
-        rows, positions, targets = self._stack(lessons)
-        x = self.talker.thinker_to_talker_proj(rows)
-        logits = self.talker.codec_head(self.talker.model.whole(x, positions))
-        inside = targets >= 0
-        loss = F.cross_entropy(logits[inside].float(), targets[inside])
-        right = (logits[inside].argmax(-1) == targets[inside]).float().mean()
-        return loss, {"loss": loss.item(), "right": right.item()}
+    @torch.inference_mode()
+    def read_aloud(self, lesson: Lesson, sampling: Sampling) -> Tensor:
+        """Draw the codes [N] of a lesson's reply, feeding each back; plain and slow."""
+        drawn = torch.zeros(0, dtype=torch.int64)
+        seen = torch.zeros(1, self.config.decoder.vocab_size, dtype=torch.bool)
+        seen[0, list(self.talker.prompt_history())] = True
+        suppressed = suppressed_codes(self.config, tree.codec_decoder().dit)
+        while len(drawn) < MAX_CODES:
+            unknown = torch.full_like(drawn, -1)
+            asked = dataclasses.replace(
+                lesson, codes=drawn, token_spoken=unknown, phoneme_spoken=unknown
+            )
+            stack = self._sequence(asked, None)
+            x = self.talker.thinker_to_talker_proj(stack.rows)[None]
+            logits = self.talker.logits(self.talker.model.whole(x, stack.positions[:, None])[:, -1])
+            batch = SamplingBatch.pack([sampling], [len(drawn)], torch.device("cpu"))
+            code = int(sample(logits, batch, seen, suppressed))
+            if code in self.config.stop_ids:
+                break
+            seen[0, code] = True
+            drawn = torch.cat([drawn, torch.tensor([code])])
+        return drawn
 
-    def _stack(self, lessons: list[Lesson]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return rows [B, T, H], positions [3, B, T] and targets [B, T] (-1 where nothing is asked)."""
-        made = [self._sequence(lesson) for lesson in lessons]
-        longest = max(len(rows) for rows, _, _ in made)
-        rows = torch.stack([F.pad(r, (0, 0, 0, longest - len(r))) for r, _, _ in made])
-        positions = torch.stack([F.pad(p, (0, longest - p.shape[1])) for _, p, _ in made], dim=1)
-        targets = torch.stack([F.pad(t, (0, longest - len(t)), value=-1) for _, _, t in made])
-        return rows, positions.to(self.device), targets
+    def _loss(self, stack: Stack) -> tuple[Tensor, dict[str, float]]:
+        model = self.talker.model
+        assert model.rotary is not None
+        rotary = model.rotary.cos_sin(stack.positions.flatten(1), torch.float32)
+        # The stream through the layers stays exact; only products are rounded.
+        x = self.talker.thinker_to_talker_proj(stack.rows).float()
+        guide, found, sound, said = [], [], x.new_zeros(()), x.new_zeros(())
+        for i, layer in enumerate(cast("list[DecoderLayer]", list(model.layers))):
+            for at, head in GUIDED:
+                if at == i:
+                    share, is_found = looked(layer, head, x, rotary, stack.looked_at)
+                    guide.append(share)
+                    found.append(is_found)
+            x = x + F.dropout(layer.whole(x, rotary) - x, DROPOUT, self.talker.training)
+            if i + 1 == PRONOUNCED_AFTER:
+                said = asked_loss(
+                    self.guides.pronounced(x).unflatten(2, (SLOTS, -1)), stack.pronunciations
+                )
+            if i + 1 == SOUNDED_AFTER:
+                sound = asked_loss(self.guides.sounding(x), stack.phonemes)
+        inside = stack.codes >= 0
+        logits = self.talker.codec_head(model.norm(x)[inside]).float()
+        loss = F.cross_entropy(logits, stack.codes[inside])
+        guided = torch.stack(guide).mean()
+        figures = {
+            "loss": loss.item(),
+            "right": (logits.argmax(-1) == stack.codes[inside]).float().mean().item(),
+            "guide": guided.item(),
+            "found": float(np.mean([f.item() for f in found[1:]])),
+            "sound": sound.item(),
+            "said": said.item(),
+        }
+        return loss + GUIDE * guided + PHONEME * sound + PRONUNCIATION * said, figures
 
-    def _sequence(self, lesson: Lesson) -> tuple[Tensor, Tensor, Tensor]:
+    def _unread_loss(self, words: Vocabulary, rng: np.random.Generator) -> Tensor:
+        """Pronunciation of words without sound, under random codes."""
+        rows, wanted = (x.to(self.device) for x in words.draw(rng, UNREAD))
+        codes = torch.from_numpy(rng.integers(0, tree.NUM_CODES, UNREAD)).to(self.device)
+        assert self.talker.model.rotary is not None
+        positions = torch.arange(UNREAD[1], device=self.device) + int(rng.integers(60))
+        rotary = self.talker.model.rotary.cos_sin(
+            positions.repeat(UNREAD[0]).expand(3, -1), torch.float32
+        )
+        x = self.talker.thinker_to_talker_proj(rows + self.talker.embed_codes(codes)).float()
+        for layer in cast("list[DecoderLayer]", list(self.talker.model.layers))[:PRONOUNCED_AFTER]:
+            x = layer.whole(x, rotary)
+        return asked_loss(self.guides.pronounced(x).unflatten(2, (SLOTS, -1)), wanted)
+
+    def _stack(self, lessons: list[Lesson], rng: np.random.Generator | None) -> Stack:
+        """Lay out lessons; with `rng` as in training: cut prompts, wrong codes, either voice."""
+        made = [self._sequence(lesson, rng) for lesson in lessons]
+        # Few distinct lengths: kernels are cached by shape, and thousands of shapes filled 5 GB.
+        longest = -(-max(len(m.rows) for m in made) // 16) * 16
+
+        def padded(x: Tensor, value: float) -> Tensor:
+            return F.pad(x, (*(0,) * (2 * x.dim() - 1), longest - len(x)), value=value)
+
+        return Stack(
+            torch.stack([padded(m.rows, 0) for m in made]),
+            torch.stack([F.pad(m.positions, (0, longest - len(m.rows))) for m in made], dim=1),
+            torch.stack([padded(m.codes, -1) for m in made]),
+            torch.stack([padded(m.phonemes, -1) for m in made]),
+            torch.stack([padded(m.looked_at, -1) for m in made]),
+            torch.stack([padded(m.pronunciations, -1) for m in made]),
+        )
+
+    def _sequence(self, lesson: Lesson, rng: np.random.Generator | None) -> Stack:
         config, device = self.config, self.device
+        prompt, voice = lesson.prompt_rows.to(device).float(), lesson.voice
         codes = lesson.codes[:MAX_CODES].to(device)
-        before = F.pad(
-            codes, (1, 0), value=config.tts_codec_start_token_id
-        )  # what each step is fed
+        fed = codes
+        if rng is not None:
+            prompt = prompt[-int(rng.integers(4, len(prompt)) ** rng.choice((0.7, 1.0))) :]
+            voice = voice if rng.random() < OWN_VOICE else int(rng.integers(len(VOICE_NAMES)))
+            wrong = torch.from_numpy(rng.random(len(codes)) < WRONG_CODES).to(device)
+            drawn = torch.from_numpy(rng.integers(0, tree.NUM_CODES, len(codes))).to(device)
+            fed = torch.where(wrong, drawn, codes)
+        before = F.pad(fed, (1, 0), value=config.tts_codec_start_token_id)  # what each step is fed
         is_whole = len(codes) == len(lesson.codes)
         after = F.pad(codes, (0, 1), value=config.tts_codec_end_token_id if is_whole else -1)
         reply = reply_stream(lesson.reply_rows.to(device).float(), self.markers, len(before))
-        voice = self.markers.voices[lesson.voice] + self.talker.embed_codes(
+        voice_row = self.markers.voices[voice] + self.talker.embed_codes(
             torch.tensor(config.tts_codec_pad_token_id, device=device)
         )
-        prompt = lesson.prompt_rows.to(device).float()
-        rows = torch.cat([prompt, voice[None], reply + self.talker.embed_codes(before)])
-        targets = F.pad(after, (len(prompt) + 1, 0), value=-1)
-        return rows, speech_positions(len(prompt), len(before)), targets
+        rows = torch.cat([prompt, voice_row[None], reply + self.talker.embed_codes(before)])
+        start, steps = len(prompt) + 1, torch.arange(len(before))
+        token = F.pad(lesson.token_spoken[: len(codes)], (0, 1), value=-1)
+        has_come = (token >= 0) & (token <= steps)
+        phoneme = F.pad(lesson.phoneme_spoken[: len(codes)], (0, 1))
+        said = lesson.pronunciation[: len(before)]
+        return Stack(
+            rows,
+            speech_positions(len(prompt), len(before)).to(device),
+            F.pad(after, (start, 0), value=-1),
+            F.pad(phoneme, (start, 0), value=-1).to(device),
+            F.pad(torch.where(has_come, token + start, -1), (start, 0), value=-1).to(device),
+            F.pad(said, (0, 0, start, len(before) - len(said)), value=-1).to(device),
+        )
+
+
+def looked(
+    layer: DecoderLayer, head: int, x: Tensor, rotary: tuple[Tensor, Tensor], wanted: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How surprising the `wanted` rows [B, T] (-1: none) are to one head's attention, and how often they win."""
+    attention = layer.self_attn
+    num_seqs, length, _ = x.shape
+    qk, _ = attention._project(layer.input_layernorm(x).flatten(0, 1), rotary)
+    qk = qk.view(num_seqs, length, -1, attention.head_dim)
+    group = attention.num_heads // attention.num_kv_heads
+    q, k = qk[:, :, head], qk[:, :, attention.num_heads + head // group]
+    scores = (q @ k.transpose(1, 2)).float() * attention.head_dim**-0.5
+    ahead = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+    odds = scores.masked_fill(ahead, -torch.inf).log_softmax(-1)
+    asked = wanted >= 0
+    return (
+        F.nll_loss(odds[asked], wanted[asked]),
+        (odds[asked].argmax(-1) == wanted[asked]).float().mean(),
+    )
+
+
+def asked_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Cross-entropy where `wanted` is not -1."""
+    asked = wanted >= 0
+    return F.cross_entropy(logits[asked].float(), wanted[asked])
+
+
+def lesson_odds(lessons: list[Lesson]) -> NDArray[np.float64]:
+    """Chance of each lesson: by length within a voice, the scarce female voice more often than its share."""
+    lengths = np.array([len(x.codes) for x in lessons], np.float64)
+    is_female = np.array([VOICE_NAMES[x.voice] == "gongitsune" for x in lessons])
+    odds = np.where(
+        is_female,
+        SHARE_OF_FEMALE * lengths / max(1.0, lengths[is_female].sum()),
+        (1 - SHARE_OF_FEMALE) * lengths / max(1.0, lengths[~is_female].sum()),
+    )
+    return odds / odds.sum()
 
 
 def reply_stream(reply_rows: Tensor, markers: Markers, length: int) -> Tensor:
@@ -174,7 +387,7 @@ def speech_positions(prompt_len: int, num_steps: int) -> Tensor:
 
 
 def initialise(talker: Talker) -> None:
-    """Start from scratch: matrices by fan-in, residual outputs smaller, norms at one."""
+    """Start from scratch: matrices by fan-in, residual outputs smaller, norms at one, like codes alike."""
     depth = len(talker.model.layers)
     for name, weight in talker.named_parameters():
         if name.endswith("bias"):
@@ -182,32 +395,79 @@ def initialise(talker: Talker) -> None:
         elif weight.dim() == 1:
             nn.init.ones_(weight)
         elif "embed_tokens" in name:
-            nn.init.normal_(weight, std=0.15)  # the size of the Thinker's own embeddings
+            nn.init.normal_(weight, std=0.5)  # about the size of the Thinker's rows
         else:
             scale = (
                 (2 * depth) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
             )
             nn.init.normal_(weight, std=scale * weight.shape[1] ** -0.5)
+    values = codec.Quantizer(tree.CODE_LEVELS).values(torch.arange(tree.NUM_CODES))
+    for seed, table in enumerate((talker.model.embed_tokens.weight, talker.codec_head.weight)):
+        dit.embed_by_value(table, values, seed)
 
 
 @torch.inference_mode()
 def make_lessons(
-    source: FrozenThinker, tokenizer: codec.Tokenizer, clips: list[Clip], seed: int
+    source: FrozenThinker,
+    tokenizer: codec.Tokenizer,
+    clips: list[Clip],
+    rows: dict[str, tuple[Tensor, Tensor]],
 ) -> list[Lesson]:
-    """Give every clip a chat in which its text is the reply; run the Thinker over it."""
-    lessons = []
-    for i, (clip, coded) in enumerate(
-        zip(clips, dit.code_clips(tokenizer, clips, source.device), strict=True)
-    ):
-        rng = np.random.default_rng((seed, i))
-        system = SYSTEM_PROMPTS[int(rng.integers(len(SYSTEM_PROMPTS)))]
-        prompt = source.chat(system, sentence(seed + 77, i))
-        embedded = source.embed([*prompt, *source.tokenizer.encode(clip.text)])
-        rows = (source.hidden(embedded[None])[0] + embedded).half().cpu()
-        lessons.append(Lesson(rows[: len(prompt)], rows[len(prompt) :], coded.codes, clip.voice))
-        if i % 500 == 0:
-            log.info("lessons %d of %d", i, len(clips))
+    """Encode and align every clip whose text has rows; one that cannot be aligned is left out."""
+    lessons, text_tokens = [], source.tokenizer
+    for clip in (clip for clip in clips if clip.text in rows):
+        mel, _ = codec.padded_mel([clip])
+        values, codes = tokenizer.encode(mel)
+        heard = tokenizer.read(values)[0].numpy()
+        pieces = [text_tokens.decode([i]) for i in text_tokens.encode(clip.text)]
+        phonemes = align.token_phonemes(pieces)
+        try:
+            tokens_at, phonemes_at = align.spoken_at(heard, phonemes)
+        except ValueError:
+            continue
+        said = [(own + [0] * SLOTS)[:SLOTS] for own in phonemes]
+        prompt_rows, reply_rows = rows[clip.text]
+        lesson = Lesson(
+            prompt_rows,
+            reply_rows,
+            codes[0].clone(),
+            clip.voice,
+            torch.from_numpy(tokens_at),
+            torch.from_numpy(phonemes_at),
+            torch.tensor(said),
+        )
+        lessons.append(lesson)
+    log.info("lessons %d of %d clips", len(lessons), len(clips))
     return lessons
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """All that one run is taught."""
+
+    train: list[Lesson]
+    kept_out: list[Lesson]
+    markers: Markers
+    words: Vocabulary
+
+
+def prepared(args: argparse.Namespace) -> Course:
+    """Make the lessons, or take those a run made before: delete its `course.pt` when there is more speech."""
+    path = args.out / "course.pt"
+    if path.exists():
+        course: Course = torch.load(path, weights_only=False)  # written below, by ourselves
+        return course
+    speech, tokenizer = Speech(args.data), codec.load(args.codec)
+    source, rows = FrozenThinker.load(args.checkpoint, "cpu"), read_rows(args.rows)
+    course = Course(
+        make_lessons(source, tokenizer, speech.train, rows),
+        make_lessons(source, tokenizer, speech.kept_out, rows),
+        Markers.of(source),
+        Vocabulary.of(source, rows),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(course, path)
+    return course
 
 
 def load(out: Path, config: TalkerConfig, *, best: bool = True) -> Talker:
@@ -224,17 +484,19 @@ def main() -> None:
     loop.add_arguments(parser, steps=100_000, batch=16)
     parser.add_argument("--codec", type=Path, required=True, help="the codec's run")
     parser.add_argument("--checkpoint", type=Path, required=True, help="the assembled checkpoint")
+    parser.add_argument("--rows", type=Path, default=Path("~/.cache/parley/tiny/rows").expanduser())
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    speech, tokenizer = Speech(args.data), codec.load(args.codec)
-    source = FrozenThinker.load(args.checkpoint, args.device)
-    assert source.config.talker is not None
+    config = tree.config().talker
+    assert config is not None
+    course = prepared(args)
     stage = TalkerStage(
-        make_lessons(source, tokenizer, speech.train, args.seed),
-        make_lessons(source, tokenizer, speech.kept_out, args.seed + 1),
-        Markers.of(source),
-        source.config.talker,
+        course.train,
+        course.kept_out,
+        course.markers,
+        course.words,
+        config,
         batch=args.batch,
         lr=args.lr or 5e-4,
         device=args.device,

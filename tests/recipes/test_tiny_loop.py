@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +25,7 @@ class Line:
     """Fit y = 2 x with noise drawn from the step's own generator."""
 
     shipped: tuple[str, ...] = ("line",)
+    lr = 0.1
 
     def __init__(self, scores: list[float] | None = None) -> None:
         torch.manual_seed(0)
@@ -68,6 +73,21 @@ def test_the_best_average_is_kept_and_patience_ends_the_run(tmp_path: Path) -> N
     assert not torch.equal(best["weight"], newest["weight"])
 
 
+def test_the_rate_falls_to_nearly_nothing_over_the_steps_of_this_call(tmp_path: Path) -> None:
+    rates = []
+
+    class Watched(Line):
+        def train_step(self, step: int, rng: np.random.Generator) -> dict[str, float]:
+            rates.append(self.lr)
+            return super().train_step(step, rng)
+
+    loop.train(Watched(), tmp_path, limits(4))
+    loop.train(Watched(), tmp_path, dataclasses.replace(limits(14), anneal=True))
+    assert rates[:5] == [0.1] * 5  # not asked for; then the first step of the second call
+    assert all(b < a for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert rates[-1] < 0.01
+
+
 def test_a_request_to_stop_saves_first(tmp_path: Path) -> None:
     class Stopped(Line):
         def train_step(self, step: int, rng: np.random.Generator) -> dict[str, float]:
@@ -86,3 +106,21 @@ def test_a_new_run_may_start_from_shipped_weights(tmp_path: Path) -> None:
     loop.start_from(stage, tmp_path / "shipped.safetensors")
     assert stage.line.weight.item() == 5.0
     assert stage.line.bias.item() == 1.0
+
+
+def test_two_members_take_the_step_of_their_mean_gradient(tmp_path: Path) -> None:
+    script = (
+        "import sys, torch; from torch import nn; from recipes.tiny.team import Team\n"
+        "team = Team.join(); w = nn.Parameter(torch.zeros(2)); o = torch.optim.SGD([w], 1.0)\n"
+        "o.param_groups[0]['lr'] = 1.0 + team.rank\n"
+        "team.average_before_steps([o])\n"
+        "w.grad = torch.tensor([1.0, 0.0]) if team.is_first else torch.tensor([0.0, 3.0])\n"
+        "o.step()\n"
+        "assert team.agree(stop=team.rank == 1) and not team.agree(stop=False)\n"
+        "assert team.seed(1, 2) == ((1, 2) if team.is_first else (1, 2, 1))\n"
+        "torch.testing.assert_close(w.detach(), torch.tensor([-0.75, -2.25]))\n"
+    )
+    path = tmp_path / "member.py"
+    path.write_text(script)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run([*command, str(path)], check=True, env={**os.environ, "PYTHONPATH": "."})
