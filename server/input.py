@@ -19,7 +19,9 @@ from streaming.media import (
     INPUT_SAMPLE_RATE,
     SAMPLE_BYTES,
     SLOT_SAMPLES,
+    ClipKind,
     ClipPart,
+    ClipStart,
     FramePair,
     VideoFrame,
     input_ms,
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 MIN_KEPT_MS = 500
 STEP_SAMPLES = INPUT_SAMPLE_RATE
 """Sound goes to the chunker in steps of at most so much, as frames may be only a little ahead of it."""
+MAX_STILLS = 4
+"""A picture costs as much as seconds of sound."""
 
 
 @dataclass(slots=True)
@@ -48,6 +52,8 @@ class Utterance:
     """As far as sound has been taken."""
     has_sound: bool = True
     pieces: list[ClipPart] = field(default_factory=list)
+    stills: list[VideoFrame] = field(default_factory=list)
+    """Frames that came when its clip had begun without pictures: shown behind it."""
     num_frames: int = 0
     num_thinned: int = 0
 
@@ -179,6 +185,7 @@ class InputBuffer:
         self._push_to(at_sample)
         self._show_newest(utterance)
         self._take(utterance, self._chunker.close())
+        self._keep_unseen(utterance)
         if not utterance.num_samples:
             utterance.pieces.clear()
             utterance.has_sound = False
@@ -245,6 +252,17 @@ class InputBuffer:
         for frame in self.camera.take_until(utterance.end_sample + 1):
             shown = VideoFrame(min(frame.capture_sample, moment), frame.jpeg)
             self._chunker.add_frame(shown, utterance.end_sample)
+
+    def _keep_unseen(self, utterance: Utterance) -> None:
+        """A clip says at its first chunk whether it has pictures; a camera may be switched on later."""
+        kinds = [part.kind for part in utterance.pieces if isinstance(part, ClipStart)]
+        if kinds != [ClipKind.SOUND]:
+            return
+        first = utterance.start_sample - input_samples(self.rules.lookback_ms)
+        frames = tuple(f for f in self.camera.frames if f.capture_sample >= first)
+        utterance.stills = _thinned(frames, MAX_STILLS)
+        utterance.num_frames += len(utterance.stills)
+        utterance.num_thinned += len(frames) - len(utterance.stills)
 
     def _advance_to(self, utterance: Utterance, sample: int) -> None:
         self._take(utterance, self._chunker.advance(max(0, sample - utterance.end_sample)))

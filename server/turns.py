@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from server.context import Passage
+from server.context import Passage, Picture
 from server.events import (
     ErrorEvent,
     InputCommitted,
@@ -204,7 +204,8 @@ class Turns:
         """What the user said becomes an item."""
         journal, outbox = self._wiring.journal, self._wiring.outbox
         item = UserMessage(utterance.item_id, [InputAudio()] if utterance.has_sound else [])
-        record = Record(item, utterance.serial, list(utterance.pieces))
+        stills = [Picture(frame.jpeg) for frame in utterance.stills]
+        record = Record(item, utterance.serial, [*utterance.pieces, *stills])
         previous_id = journal.add(record, journal.tail_id)
         outbox.put(InputCommitted(previous_id, item.id))
         if self.reports_frames:

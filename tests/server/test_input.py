@@ -152,6 +152,30 @@ def test_frames_are_shown_with_the_sound_of_their_time() -> None:
     assert len(made.camera) == 0
 
 
+@pytest.mark.parametrize("num_frames", [1, 3, 40])
+def test_a_camera_switched_on_late_is_seen_in_stills(num_frames: int) -> None:
+    """The clip has begun without pictures by then."""
+    made = buffer()
+    made.append(pcm(0, 40_000))
+    made.begin_kept("i", 1)
+    made.take_all()
+    for i in range(num_frames):
+        made.camera.add(VideoFrame(made.clock_sample, b"%d" % i), 2)
+        made.append(pcm(0, 8_000))
+        made.take_all()
+    utterance = made.end_here()
+    assert utterance.pieces[0] == ClipStart(ClipKind.SOUND, 0)
+    assert not [p for p in utterance.pieces if isinstance(p, FramePair)]
+    shown = [int(frame.jpeg) for frame in utterance.stills]
+    assert len(shown) == min(num_frames, 4) == utterance.num_frames
+    assert shown == sorted(set(shown))
+    assert utterance.num_frames + utterance.num_thinned == num_frames
+    made.append(pcm(0, 8_000))
+    made.begin_kept("j", 2)
+    made.take_all()
+    assert made.end_here().stills == [], "what one utterance saw belongs to nobody else"
+
+
 def test_a_frame_from_shortly_before_the_speech_is_seen_and_older_ones_are_not() -> None:
     made = buffer(VadSettings(), VideoSettings(lookback_ms=500))
     made.append(pcm(0, 64_000))

@@ -44,6 +44,7 @@ from server.tools import write_call
 from streaming.errors import ClientError
 from streaming.media import ClipKind
 from streaming.packets import (
+    AppendChunk,
     AppendImage,
     AppendText,
     CancelTurn,
@@ -776,6 +777,14 @@ def test_frames_are_seen_with_the_speech_they_came_with() -> None:
     assert isinstance(clip, tuple)
     assert clip[0] is ClipKind.VIDEO_WITH_SOUND
     assert clip[3:] == (("pair", 0, 1), ("pair", 1, 1), ("pair", 2, 1))
+
+
+def test_a_picture_that_comes_late_in_a_manual_turn_is_shown_behind_its_sound() -> None:
+    call = Call()
+    call.send(MANUAL, sound(3), InputImageAppend(image=JPEG), sound(1), InputAudioCommit())
+    call.send(ResponseCreate())
+    told = [type(c) for c in call.sent if not isinstance(c, OpenSession)]
+    assert told == [OpenClip, AppendChunk, AppendChunk, AppendImage, CommitTurn]
 
 
 def test_frames_alone_can_be_committed() -> None:
