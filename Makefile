@@ -10,6 +10,8 @@ MODEL ?= build/omni-random
 TINY := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/parley/omni-tiny
 SERVED := $(if $(filter file,$(origin MODEL)),$(TINY),$(MODEL))
 PORT ?= 8000
+# The small language model repeats itself in long answers; half a minute of speech is enough.
+TINY_LIMIT = $(if $(filter $(TINY),$(SERVED)),--max-text-tokens 96 --max-codes 1000)
 SERVE_OPTIONS ?=
 # Random weights would talk until the limit.
 TALK_OPTIONS ?= $(if $(findstring build/,$(MODEL)),--max-text-tokens 40 --max-codes 200)
@@ -63,7 +65,7 @@ build/clients/node.installed: tests/clients/node/package.json
 	else echo "no npm: clients in Node are left out"; fi
 
 serve: install $(if $(filter $(TINY),$(SERVED)),$(TINY)/model.safetensors)  ## talk in the browser: make serve [MODEL=folder-or-hub-name] [PORT=8000] [SERVE_OPTIONS=--tls-self-signed]
-	$(BIN)/parley serve --model $(SERVED) --port $(PORT) $(SERVE_OPTIONS)
+	$(BIN)/parley serve --model $(SERVED) --port $(PORT) $(TINY_LIMIT) $(SERVE_OPTIONS)
 
 demo: install  ## the page against a scripted peer: no model, needs nothing but a browser
 	$(BIN)/python -m tests.demo.peer
