@@ -313,11 +313,15 @@ class Engine:
     # ---- steps
 
     def _run(self, plan: StepPlan, now_ms: float) -> None:
+        if plan.role is Role.CODEC and self.runner.codec and self.runner.codec.has_thread:
+            self._guard(plan, lambda: self._start_sound(plan))
+        else:
+            self._guard(plan, lambda: self._run_fitting(plan, now_ms))
+
+    def _guard(self, plan: StepPlan, work: Callable[[], None]) -> None:
+        """Do the work of a plan; a fault in it fails the plan's sessions and nobody else's."""
         try:
-            if plan.role is Role.CODEC and self.runner.codec and self.runner.codec.has_thread:
-                self._start_sound(plan)
-            else:
-                self._run_fitting(plan, now_ms)
+            work()
         except (IntegrityError, EngineDead):
             raise
         except Exception as fault:
@@ -337,12 +341,11 @@ class Engine:
             return
         (plan, made), self._sounding = self._sounding, None
         self.scheduler.busy_roles.discard(Role.CODEC)
-        try:
-            self._deliver_sound(plan, made.result(), now_ms)
-            self.num_steps += 1
-        except Exception as fault:
-            log.exception("step failed role=%s", plan.role.name)
-            self._fail_step(plan, fault)
+        self._guard(plan, lambda: self._finish_sound(plan, made, now_ms))
+
+    def _finish_sound(self, plan: StepPlan, made: Future[list[bytes]], now_ms: float) -> None:
+        self._deliver_sound(plan, made.result(), now_ms)
+        self.num_steps += 1
 
     def _deliver_sound(self, plan: StepPlan, sounds: list[bytes], now_ms: float) -> None:
         for job, pcm in zip(plan.jobs, sounds, strict=True):
