@@ -61,7 +61,9 @@ class Chat:
         self._video: OpenVideo | None = None
         self._last_reply: Reply | None = None
         self._is_turn_open = False
-        self._write_system(omni.system_prompt if system is None else system)
+        self.prompt.add_tokens(
+            self._writer.system(omni.system_prompt if system is None else system)
+        )
 
     def text(self, text: str) -> None:
         """Add text to the user's turn. Strings that look like control tokens are only text."""
@@ -138,12 +140,6 @@ class Chat:
         self._is_turn_open = False
         self._last_reply = Reply(self.prompt, self.omni, options or ReplyOptions())
         yield from self._last_reply.run()
-
-    def _write_system(self, text: str) -> None:
-        if text:
-            self.prompt.add_tokens(self._writer.open_message("system"))
-            self._writer.text(text)
-            self.prompt.add_tokens(self._writer.close_message())
 
     def _open_turn(self) -> None:
         if self._is_turn_open:

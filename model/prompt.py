@@ -49,6 +49,14 @@ class PromptWriter:
         self._text.append("\n")
         return ids
 
+    def system(self, text: str) -> list[int]:
+        """Token ids of a whole system message; none for an empty text."""
+        if not text:
+            return []
+        opening = self.open_message("system")
+        self.text(text)
+        return [*opening, *self.close_message()]
+
     def take_text(self) -> list[int]:
         """Token ids of the text held back; call it before anything that is not text."""
         if not self._text:

@@ -119,10 +119,7 @@ class Prompt:
 
     def write_system(self, prompt: str) -> None:
         """Begin the conversation; an empty prompt writes nothing."""
-        if prompt:
-            self._add_tokens(self._writer.open_message("system"))
-            self._writer.text(prompt)
-            self._add_tokens(self._writer.close_message())
+        self._add_tokens(self._writer.system(prompt))
         self.begin_turn()
 
     def begin_turn(self) -> None:
