@@ -197,10 +197,6 @@ class Doorkeeper:
             return ANYONE
         return None if presented is None else self.keyring.find(presented)
 
-    def may_stay(self, principal: Principal) -> bool:
-        """Whether the principal's key has not been taken back."""
-        return self.keyring.is_open or self.keyring.holds(principal.name)
-
     def presented(
         self,
         headers: Mapping[str, str],

@@ -94,10 +94,6 @@ class Playout:
         """Sound received and not yet heard, in seconds."""
         return (self.num_samples - self.heard_samples(now_s)) / self.rate
 
-    def is_playing(self, now_s: float) -> bool:
-        """Whether the listener has sound in the ear at `now_s`."""
-        return any(s.start_s <= now_s < s.end_s(self.rate) for s in self._stretches)
-
     @property
     def start_s(self) -> float | None:
         """When the first sample was played."""

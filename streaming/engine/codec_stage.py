@@ -58,10 +58,6 @@ class CodecStage:
         """Make the sound of windows of equal phase, int16 little-endian. Without a thread it is made on return."""
         return self._do(lambda: self._decode(windows))
 
-    def close(self) -> None:
-        if self._thread is not None:
-            self._thread.shutdown()
-
     def _do(self, call: Callable[[], T]) -> Future[T]:
         if self._thread is not None:
             return self._thread.submit(_inference, call)

@@ -63,10 +63,6 @@ class DecodeGraphs:
         self._widens_table = widens_table
         self._graphs: dict[tuple[Role, int, int], _Graph] = {}
 
-    @property
-    def is_enabled(self) -> bool:
-        return self._capture is not None
-
     def padding(self, num_sequences: int, num_pages: int) -> Padding | None:
         """How to pad a step of so many sequences, the longest of which holds `num_pages`; None: not at all."""
         if self._capture is None:
