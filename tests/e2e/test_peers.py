@@ -30,7 +30,7 @@ SECOND = bytes(2 * 24_000)
 def impatient_house() -> Iterator[House]:
     """Short limits, long replies."""
     made = House(
-        ["--sound-seconds", "400"],
+        ["--sound-seconds", "1200"],
         worker_command=STAND_IN,
         model="stand-in",
         ping_interval_s=0.5,
@@ -113,8 +113,8 @@ def test_f8_a_reader_who_stalls_is_closed_and_delays_nobody(impatient_house: Hou
             highest = max(highest, impatient.rss_bytes())
             assert time.monotonic() - begun < 6
             time.sleep(0.05)
-        # 400 s of sound would be 25 MB.
-        assert highest - rss < 12 * MIB, (highest - rss) / MIB
+        # 1 200 s of sound would be 75 MB; what else the process allocates meanwhile has been seen to take 14.
+        assert highest - rss < 24 * MIB, (highest - rss) / MIB
     impatient.wait_until(lambda: impatient.num_fds() <= fds, 4)
 
 
