@@ -23,7 +23,6 @@ from model.chat import Chat
 from model.mel import SAMPLE_RATE
 from model.omni import Omni, load
 from model.reply import AudioDelta, CodeDelta, ReplyDelta, ReplyOptions, TextDelta
-from model.sampling import TALKER_SAMPLING, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--system", help="system prompt; default: the checkpoint's own")
     parser.add_argument("--out", type=Path, default=Path("reply.wav"), help="WAV to write")
     parser.add_argument("--voice", help="default: the checkpoint's first")
-    parser.add_argument("--temperature", type=float, default=0.0, help="of the text; 0 is greedy")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        help="of the text; 0 is greedy; default: as the checkpoint says",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="default: bf16 where the device has it")
@@ -103,10 +106,13 @@ def _converse(omni: Omni, samples: Tensor, args: argparse.Namespace) -> None:
     chat.audio(torch.empty(0), is_last=True)
     if args.text:
         chat.text(args.text)
+    own = omni.generation.thinker
+    temperature = own.temperature if args.temperature is None else args.temperature
+    thinker = replace(own, temperature=temperature, seed=args.seed)
     options = ReplyOptions(
         voice=args.voice,
-        thinker=Sampling(temperature=args.temperature, seed=args.seed),
-        talker=replace(TALKER_SAMPLING, seed=args.seed),
+        thinker=thinker,
+        talker=replace(omni.generation.talker, seed=args.seed),
         max_codes=args.max_codes,
         noise_seed=args.seed,
     )

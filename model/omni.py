@@ -23,6 +23,7 @@ from model.codec.decoder import CodecDecoder
 from model.codec.voice import Voice, load_voices
 from model.config import OmniConfig
 from model.cpu_linear import Int8Linear, PrepackedLinear, suits_onednn
+from model.generation import Generation
 from model.image import ImageSettings
 from model.layers import PackedLinear
 from model.prompt import SPEECH_SYSTEM_PROMPT
@@ -43,10 +44,13 @@ DECODE_BOUND = (
     "thinker.model.layers.",
     "thinker.lm_head",
     "talker.model.layers.",
-    "talker.thinker_to_talker_proj",
     "talker.codec_head",
 )
-"""Linear layers that every decode step reads whole: the ones worth quantising."""
+"""Linear layers that every decode step reads whole: the ones worth quantising.
+
+Not the Talker's input projection: it is small, and reads the sum of a hidden state and an embedding, in which little
+numbers may matter beside great ones (`omni-tiny` spells pronunciations at a sixteenth of the rest).
+"""
 
 
 class OmniModel(nn.Module):
@@ -85,6 +89,8 @@ class Omni:
     images: ImageSettings
     end_ids: frozenset[int]
     """Text tokens that end a reply."""
+    generation: Generation
+    """How tokens are drawn unless a reply says otherwise."""
     system_prompt: str
     """What the checkpoint was trained to speak under: its `system_prompt.txt`, else the published one."""
     device: torch.device
@@ -142,13 +148,15 @@ def load(
         model = OmniModel(config, images, solver, schedule)
     _fill(model, folder, device, dtype, weights, progress)
     tokenizer = TextTokenizer.from_folder(folder, config.thinker.control_ids)
+    generation = Generation.from_folder(folder)
     return Omni(
         model=model,
         config=config,
         tokenizer=tokenizer,
         voices=_load_voices(folder, config),
         images=images,
-        end_ids=frozenset((tokenizer.im_end_id, *_listed_end_ids(folder))),
+        end_ids=frozenset((tokenizer.im_end_id, *generation.end_ids)),
+        generation=generation,
         system_prompt=_system_prompt(folder),
         device=device,
         dtype=dtype,
@@ -217,15 +225,3 @@ def _image_settings(folder: Path) -> ImageSettings:
 def _system_prompt(folder: Path) -> str:
     path = folder / "system_prompt.txt"
     return path.read_text(encoding="utf-8").strip() if path.exists() else SPEECH_SYSTEM_PROMPT
-
-
-def _listed_end_ids(folder: Path) -> list[int]:
-    """`eos_token_id` of the checkpoint's generation config: absent, one id, or several."""
-    path = folder / "generation_config.json"
-    if not path.exists():
-        return []
-    try:
-        listed = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
-    return [int(i) for i in ([listed] if isinstance(listed, int) else listed or [])]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from model.sampling import GREEDY, TALKER_SAMPLING, Sampling, SamplingBatch, sample
+from model.sampling import Sampling, SamplingBatch, sample
 from model.talker import suppressed_codes
 from model.thinker import talker_rows
 
@@ -61,8 +61,9 @@ class ReplyOptions:
     """How one reply is made."""
 
     voice: str | None = None
-    thinker: Sampling = GREEDY
-    talker: Sampling = TALKER_SAMPLING
+    thinker: Sampling | None = None
+    """None: as the checkpoint's `generation_config.json` says; also for the Talker."""
+    talker: Sampling | None = None
     max_text_tokens: int = 1024
     max_codes: int = 4096
     speech: bool = True
@@ -76,6 +77,7 @@ class ReplyText:
         self._prompt = prompt
         self._omni = omni
         self._options = options
+        self._sampling = options.thinker or omni.generation.thinker
         self._stream = omni.tokenizer.stream()
         self._seen = prompt.seen.clone()
         self.rows: list[Tensor] = []
@@ -111,7 +113,7 @@ class ReplyText:
             yield TextDelta(self.token_id, self._stream.push(self.token_id))
 
     def _draw(self, hidden: Tensor) -> int:
-        settings = self._options.thinker
+        settings = self._sampling
         batch = SamplingBatch.pack([settings], [self.num_tokens], self._omni.device)
         seen = self._seen if settings.repetition_penalty != 1 else None
         token = sample(self._omni.model.thinker.logits(hidden), batch, seen)
@@ -133,7 +135,8 @@ class ReplySpeech:
         assert prompt.talker is not None
         self._talker, self._config = omni.model.talker, omni.config.talker
         self._prompt, self._sequence = prompt, prompt.talker
-        self._omni, self._options = omni, options
+        self._omni, self._max_codes = omni, options.max_codes
+        self._sampling = options.talker or omni.generation.talker
         self._positions = positions
         self._suppressed = suppressed_codes(self._config, omni.config.token2wav.dit).to(omni.device)
         self._seen = torch.zeros(1, self._config.decoder.vocab_size, dtype=torch.bool)
@@ -150,7 +153,7 @@ class ReplySpeech:
     def speak(self, row: Tensor) -> int | None:
         """Feed one reply row [1, H]; the next codec token, or None when the Talker has stopped."""
         hidden = self._feed(row, self._last_code, self._position())
-        batch = SamplingBatch.pack([self._options.talker], [self.num_codes], self._omni.device)
+        batch = SamplingBatch.pack([self._sampling], [self.num_codes], self._omni.device)
         token = sample(self._talker.logits(hidden), batch, self._seen, self._suppressed)
         self._seen[0, token] = True
         self._last_code = int(token)
@@ -161,7 +164,7 @@ class ReplySpeech:
     def is_exhausted(self) -> bool:
         """The limit of codes or the Talker's cache has been reached."""
         is_full = self._sequence.length >= self._prompt.capacity
-        return is_full or self.num_codes >= self._options.max_codes
+        return is_full or self.num_codes >= self._max_codes
 
     def end_row(self) -> Tensor:
         """Follows the last text row, once."""

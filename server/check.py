@@ -17,7 +17,7 @@ from rich.table import Table
 from server.talk import Question, talk
 from streaming.errors import ParleyError
 from streaming.media import INPUT_SAMPLE_RATE, SAMPLE_BYTES
-from streaming.packets import ReplyOptions, SamplingOptions, SessionSettings
+from streaming.packets import ReplyOptions, SessionSettings
 from streaming.silero import SpeechModel, model_path
 
 if TYPE_CHECKING:
@@ -96,9 +96,7 @@ async def check_conversation(worker_arguments: Sequence[str]) -> Finding:
     """Start a worker and have it answer one short turn."""
     begun = time.monotonic()
     question = Question(bytes(SAMPLE_BYTES * INPUT_SAMPLE_RATE), text=CONVERSATION)
-    options = ReplyOptions(
-        talker=SamplingOptions(0.9, 40, 0.8, 1.05), max_text_tokens=8, max_codes=100
-    )
+    options = ReplyOptions(max_text_tokens=8, max_codes=100)
     try:
         answer = await talk(
             question,

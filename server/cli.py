@@ -141,7 +141,7 @@ def talk_command(
     (`python -m streaming.engine --help`), --device cuda for example."""
     options = ReplyOptions(
         voice=voice,
-        talker=SamplingOptions(0.9, 40, 0.8, 1.05, seed),
+        talker=SamplingOptions(seed=seed),
         max_text_tokens=max_text_tokens,
         max_codes=max_codes,
         noise_seed=seed,

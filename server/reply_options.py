@@ -24,15 +24,10 @@ def reply_options(settings: Settings, *, has_speech: bool) -> ReplyOptions:
     )
 
 
-def _sampling(asked: Sampling) -> SamplingOptions | None:
-    """Return how text is drawn; None as the model does it, if the client leaves that to it."""
-    given = (asked.temperature, asked.top_p, asked.top_k, asked.repetition_penalty)
-    if all(value is None for value in given):
-        return None
+def _sampling(asked: Sampling) -> SamplingOptions:
+    """Return how text is drawn; what the client does not say is left to the model, which may well be greedy."""
+    narrows = asked.top_p is not None or asked.top_k is not None
+    temperature = 1.0 if asked.temperature is None and narrows else asked.temperature
     return SamplingOptions(
-        1.0 if asked.temperature is None else asked.temperature,
-        asked.top_k or 0,
-        1.0 if asked.top_p is None else asked.top_p,
-        asked.repetition_penalty or 1.0,
-        asked.seed or 0,
+        temperature, asked.top_k, asked.top_p, asked.repetition_penalty, asked.seed
     )

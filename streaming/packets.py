@@ -45,13 +45,13 @@ class DoneReason(StrEnum):
 
 
 class SamplingOptions(msgspec.Struct, frozen=True, array_like=True):
-    """How tokens are drawn. Temperature 0 is greedy; `top_k` 0 keeps all."""
+    """How tokens are drawn. Temperature 0 is greedy; `top_k` 0 keeps all; None: as the model's own settings say."""
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
 
 
 class ReplyOptions(msgspec.Struct, frozen=True, array_like=True):

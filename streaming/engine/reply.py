@@ -9,12 +9,12 @@ It says what is to be computed next, as decode inputs and jobs; the conversation
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
-from model.sampling import GREEDY, TALKER_SAMPLING, Sampling
 from model.windows import Progress
 from streaming.engine.alignment import Sound, SpeakingRate, heard_tokens, spoken_weight
 from streaming.engine.codec_stage import WindowContent
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from model.config import TalkerConfig
+    from model.sampling import Sampling
     from model.windows import WindowPlanner
     from streaming.engine.prompt import Checkpoint, Prompt
     from streaming.engine.sequence import Pace, Sequence
@@ -263,7 +264,10 @@ class SpokenReply:
         return Voice(talker, omni.config.talker, codec.planner, codec.config.samples_per_code, row)
 
     def _begin(self, options: ReplyOptions) -> None:
-        thinker, sampling = self._thinker, _sampling(options.thinker, GREEDY)
+        thinker, sampling = (
+            self._thinker,
+            _sampling(options.thinker, self._shared.omni.generation.thinker),
+        )
         thinker.wants_token = True
         thinker.sampling, thinker.num_drawn = sampling, 0
         has_penalty = sampling.repetition_penalty != 1
@@ -271,7 +275,10 @@ class SpokenReply:
         self._shared.runner.begin_text(self.lane, seen, has_penalty=has_penalty)
         if self._voice is not None:
             talker = self._voice.talker
-            talker.sampling, talker.num_drawn = _sampling(options.talker, TALKER_SAMPLING), 0
+            talker.sampling, talker.num_drawn = (
+                _sampling(options.talker, self._shared.omni.generation.talker),
+                0,
+            )
 
     def _take_token(self, token: int) -> None:
         self._thinker.num_drawn += 1
@@ -350,8 +357,6 @@ class SpokenReply:
 
 
 def _sampling(options: SamplingOptions | None, default: Sampling) -> Sampling:
-    if options is None:
-        return default
-    return Sampling(
-        options.temperature, options.top_k, options.top_p, options.repetition_penalty, options.seed
-    )
+    """What the reply asks for, and where it asks for nothing what the checkpoint does."""
+    given = {} if options is None else msgspec.structs.asdict(options)
+    return replace(default, **{name: value for name, value in given.items() if value is not None})

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import torch
 from PIL import Image
@@ -15,7 +16,7 @@ from model.reply import AudioDelta as ChatAudio
 from model.reply import CodeDelta
 from model.reply import ReplyOptions as ChatOptions
 from model.reply import TextDelta as ChatText
-from model.sampling import Sampling
+from model.sampling import TALKER_SAMPLING, Sampling
 from streaming.media import (
     CHUNK_SAMPLES,
     LOOK_AHEAD_SAMPLES,
@@ -174,8 +175,8 @@ def chat_options(options: ReplyOptions) -> ChatOptions:
     assert options.talker
     return ChatOptions(
         voice=options.voice,
-        thinker=_sampling(options.thinker),
-        talker=_sampling(options.talker),
+        thinker=_sampling(options.thinker, Sampling(temperature=0)),
+        talker=_sampling(options.talker, TALKER_SAMPLING),
         max_text_tokens=options.max_text_tokens or 1024,
         max_codes=options.max_codes or 4096,
         speech=options.speech,
@@ -183,8 +184,9 @@ def chat_options(options: ReplyOptions) -> ChatOptions:
     )
 
 
-def _sampling(o: SamplingOptions) -> Sampling:
-    return Sampling(o.temperature, o.top_k, o.top_p, o.repetition_penalty, o.seed)
+def _sampling(options: SamplingOptions, default: Sampling) -> Sampling:
+    given = {k: v for k, v in msgspec.structs.asdict(options).items() if v is not None}
+    return replace(default, **given)
 
 
 @dataclass
