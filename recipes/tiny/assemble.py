@@ -2,8 +2,8 @@
 
     python -m recipes.tiny.assemble ~/.cache/parley/omni-tiny
 
-The Thinker is SmolLM2-135M-Instruct with zero query, key and value biases, its residual stream scaled; its text is
-unchanged to rounding.
+The Thinker is SmolLM2-135M-Instruct with zero query, key and value biases, its residual stream scaled and widened by
+what says how each token sounds (`pronunciations.py`), which leaves its text as it was.
 The audio encoder starts as Whisper tiny.en. What is trained here lies in `model/tiny/*.safetensors`, and
 overrides by name. Parts that have not been trained yet are initialised from a seed, so that the folder always loads.
 """
@@ -38,6 +38,8 @@ TRAINED = Path(__file__).resolve().parents[2] / "model" / "tiny"
 TEXT = "thinker.model."
 AUDIO = "thinker.audio_tower."
 MARKER_ROWS = "thinker.model.embed_tokens.marker_rows"
+PRONUNCIATIONS = "thinker.model.embed_tokens.pronunciations"
+EMBEDDING = f"{TEXT}embed_tokens.weight"
 
 log = logging.getLogger("assemble")
 
@@ -47,7 +49,7 @@ def thinker_tensors(gguf: Gguf) -> Iterator[tuple[str, Tensor]]:
     heads = gguf.metadata["llama.attention.head_count"]
     kv_heads = gguf.metadata["llama.attention.head_count_kv"]
     scale = tree.STREAM_SCALE
-    yield f"{TEXT}embed_tokens.weight", _tensor(gguf.read("token_embd.weight")) * scale
+    yield EMBEDDING, _tensor(gguf.read("token_embd.weight")) * scale
     yield f"{TEXT}norm.weight", _tensor(gguf.read("output_norm.weight")) / scale
     names = {
         "attn_norm": "input_layernorm",
@@ -71,6 +73,45 @@ def thinker_tensors(gguf: Gguf) -> Iterator[tuple[str, Tensor]]:
         for name, weight in projections.items():
             yield f"{layer}self_attn.{name}.weight", _tensor(weight)
             yield f"{layer}self_attn.{name}.bias", torch.zeros(len(weight))
+
+
+def widened(tensors: dict[str, Tensor], pronunciations: Tensor) -> dict[str, Tensor]:
+    """Widen the language model from 576 to 640, so that embeddings can say how tokens sound.
+
+    Zero weights keep the added part out of every layer; the norms, now a mean over more, are scaled to match.
+    """
+    added = tree.HIDDEN - tree.SOURCE_HIDDEN
+    into_stream = ("o_proj.weight", "down_proj.weight")
+    from_stream = (
+        "q_proj.weight",
+        "k_proj.weight",
+        "v_proj.weight",
+        "gate_proj.weight",
+        "up_proj.weight",
+    )
+    wide = dict(tensors)
+    for name, weight in tensors.items():
+        if name == EMBEDDING:
+            wide[name] = torch.cat([weight, spelled(pronunciations)], 1)
+        elif name.endswith("norm.weight"):
+            wide[name] = F.pad(weight * (tree.SOURCE_HIDDEN / tree.HIDDEN) ** 0.5, (0, added))
+        elif name.endswith(into_stream):
+            wide[name] = F.pad(weight, (0, 0, 0, added))
+        elif name.endswith(from_stream):
+            wide[name] = F.pad(weight, (0, added))
+    return wide
+
+
+def spelled(phonemes: Tensor) -> Tensor:
+    """Write phonemes [N, SLOTS] (1-based, 0: none) as signs, zeros for none.
+
+    Rows are [N, HIDDEN - SOURCE_HIDDEN], and all equally long.
+    """
+    bits = phonemes.long().unsqueeze(-1) >> torch.arange(tree.SIGNS) & 1
+    signs = torch.where(phonemes.unsqueeze(-1) > 0, 2.0 * bits - 1, 0.0).flatten(1)
+    rest = (signs.shape[1] - signs.square().sum(1, keepdim=True)).sqrt()
+    unused = tree.HIDDEN - tree.SOURCE_HIDDEN - signs.shape[1] - 1
+    return tree.SPELLING_SCALE * F.pad(torch.cat([signs, rest], 1), (0, unused))
 
 
 def rotate_halves(weight: Array, num_heads: int) -> Array:
@@ -152,11 +193,11 @@ def fresh_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
 def assemble(trained: Path, seed: int) -> dict[str, Tensor]:
     """Return every tensor of the checkpoint: packaged, then trained ones over them, then fresh ones for the rest."""
-    tensors = dict(thinker_tensors(Gguf.open(smollm2_path())))
-    tensors |= audio_tensors(read_ctranslate2(whisper_path()))
-    tensors |= trained_tensors(trained)
-    markers = tensors.pop(MARKER_ROWS, None)
-    place_markers(tensors[f"{TEXT}embed_tokens.weight"], markers, seed)
+    ours = trained_tensors(trained)
+    markers, pronunciations = ours.pop(MARKER_ROWS, None), ours.pop(PRONUNCIATIONS)
+    tensors = widened(dict(thinker_tensors(Gguf.open(smollm2_path()))), pronunciations)
+    tensors |= dict(audio_tensors(read_ctranslate2(whisper_path()))) | ours
+    place_markers(tensors[EMBEDDING], markers, seed)
     with torch.device("meta"):
         model = OmniModel(tree.config(), ImageSettings())
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -192,10 +233,10 @@ def place_markers(embedding: Tensor, rows: Tensor | None, seed: int) -> None:
     ids = list(tree.MARKERS.values())
     if rows is None:
         rng = torch.Generator().manual_seed(seed)
-        untrained = embedding[tree.UNTRAINED_ID]
-        noise = torch.randn(len(ids), embedding.shape[1], generator=rng)
+        untrained = embedding[tree.UNTRAINED_ID, : tree.SOURCE_HIDDEN]
+        noise = torch.randn(len(ids), tree.SOURCE_HIDDEN, generator=rng)
         rows = untrained + 0.25 * untrained.norm() * F.normalize(noise, dim=1)
-    embedding[ids] = rows
+    embedding[ids, : rows.shape[1]] = rows
 
 
 def trained_tensors(folder: Path) -> dict[str, Tensor]:

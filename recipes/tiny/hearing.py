@@ -71,6 +71,7 @@ class HearingStage:
         self.encoder = self.thinker.audio_tower.float().requires_grad_(True)
         self.encoder.prepare()  # its constants follow the new dtype
         nn.init.normal_(self.encoder.proj.weight, std=ROW_STD * self.encoder.proj.in_features**-0.5)
+        nn.init.zeros_(self.encoder.proj.weight[tree.SOURCE_HIDDEN :])  # sound spells nothing
         self.alignment = Alignment(self.thinker.config.decoder.hidden_size).to(source.device)
         # CTC runs over the tokens that occur, not over all 49 152.
         self.words = sorted(

@@ -56,6 +56,7 @@ PRONOUNCED_AFTER, GUIDED, SOUNDED_AFTER = 2, ((2, 0), (3, 0), (3, 3)), 4  # laye
 GUIDE, PHONEME, PRONUNCIATION = 0.3, 0.3, 0.2
 DROPOUT = 0.05  # of what a layer adds
 WRONG_CODES = 0.1  # so many of the codes fed back are drawn at random, as its own slips will be
+SPELLING_GAIN = 2 / tree.SPELLING_SCALE  # of its columns at the start
 OWN_VOICE = 0.5  # a clip keeps its voice so often; else either is drawn
 SHARE_OF_FEMALE = 0.3
 # Words asked without sound, and rows of them beside each batch. With 14 000 words the loss stayed at that of a guess.
@@ -401,6 +402,10 @@ def initialise(talker: Talker) -> None:
                 (2 * depth) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
             )
             nn.init.normal_(weight, std=scale * weight.shape[1] ** -0.5)
+    with (
+        torch.no_grad()
+    ):  # what spells a token is small beside the rest of its embedding, and matters most
+        talker.thinker_to_talker_proj.weight[:, tree.SOURCE_HIDDEN :] *= SPELLING_GAIN
     values = codec.Quantizer(tree.CODE_LEVELS).values(torch.arange(tree.NUM_CODES))
     for seed, table in enumerate((talker.model.embed_tokens.weight, talker.codec_head.weight)):
         dit.embed_by_value(table, values, seed)

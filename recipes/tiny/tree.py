@@ -36,7 +36,13 @@ SYSTEM_PROMPT = "You are a helpful AI assistant named SmolLM, trained by Hugging
 # as long as e, which alone says what to pronounce; here e is three times as long as h.
 STREAM_SCALE = 8
 
-HIDDEN = 576
+# The source is 576 wide. The rest of each embedding spells how its token sounds: up to ten phonemes, six signs each (a
+# phoneme's number in binary), then one number that makes all spellings equally long, and nothing in three dimensions
+# that make the width a multiple of 32. No layer reads or writes it. As it adds the same to every norm's mean square, a
+# smaller epsilon takes it out again.
+SOURCE_HIDDEN, SLOTS, SIGNS, SPELLING_SCALE = 576, 10, 6, 2**-4
+HIDDEN = SOURCE_HIDDEN + SLOTS * SIGNS + 4
+SPELLING_ENERGY = SLOTS * SIGNS * SPELLING_SCALE**2
 VOCABULARY = 49_152
 # Codec ids follow the codes themselves, in the published order.
 CODEC_PAD, CODEC_BOS, CODEC_EOS, CODEC_MASK = (NUM_CODES + i for i in range(4))
@@ -48,9 +54,10 @@ TEXT: dict[str, Any] = {
     "num_hidden_layers": 30,
     "num_attention_heads": 9,
     "num_key_value_heads": 3,
+    "head_dim": 64,
     "vocab_size": VOCABULARY,
     "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5 * STREAM_SCALE**2,
+    "rms_norm_eps": (1e-5 * STREAM_SCALE**2 * SOURCE_HIDDEN - SPELLING_ENERGY) / HIDDEN,
     "rope_theta": 100_000.0,
     "rope_scaling": {"mrope_section": [12, 10, 10], "rope_type": "default", "type": "default"},
     "hidden_act": "silu",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from model.config import OmniConfig
 from model.decoder import Decoder
@@ -77,6 +78,20 @@ def test_the_configuration_is_one_this_code_runs() -> None:
     assert config.thinker.decoder.mrope_section == (12, 10, 10)
 
 
+def test_a_spelling_says_its_phonemes_and_is_as_long_as_every_other() -> None:
+    from recipes.tiny.assemble import spelled
+
+    phonemes = torch.zeros(3, tree.SLOTS, dtype=torch.uint8)
+    phonemes[1, :3] = torch.tensor([1, 37, 49])
+    phonemes[2] = torch.arange(40, 50)
+    spelling = spelled(phonemes)
+    assert spelling.shape == (3, tree.HIDDEN - tree.SOURCE_HIDDEN)
+    signs = spelling[:, : tree.SLOTS * tree.SIGNS].unflatten(1, (tree.SLOTS, tree.SIGNS))
+    read = ((signs > 0).long() << torch.arange(tree.SIGNS)).sum(2)
+    assert read.equal(phonemes.long())
+    assert spelling.square().sum(1).allclose(torch.tensor(tree.SPELLING_ENERGY))
+
+
 def is_packaged(find: Callable[[], Path]) -> bool:
     try:
         return find().exists()
@@ -118,12 +133,14 @@ def test_the_thinker_is_the_language_model_it_came_from() -> None:
     """Against the source library's own reading of the same file, logit by logit."""
     pytest.importorskip("gguf", reason="the reference reads GGUF through it")
     transformers = pytest.importorskip("transformers")
-    from recipes.tiny.assemble import thinker_tensors, tokenizer
+    from recipes.tiny.assemble import PRONUNCIATIONS, TRAINED, thinker_tensors, tokenizer, widened
 
     gguf = Gguf.open(smollm2_path())
     config = OmniConfig.from_json(tree.CONFIG).thinker.decoder
     decoder = Decoder(config)
-    weights = {k.removeprefix("thinker.model."): v for k, v in thinker_tensors(gguf)}
+    phonemes = load_file(TRAINED / "pronunciations.safetensors")[PRONUNCIATIONS]
+    wide = widened(dict(thinker_tensors(gguf)), phonemes)
+    weights = {k.removeprefix("thinker.model."): v for k, v in wide.items()}
     decoder.load_state_dict(weights)
     decoder.prepare()
     reference = transformers.LlamaForCausalLM.from_pretrained(
