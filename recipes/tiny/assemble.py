@@ -3,7 +3,7 @@
     python -m recipes.tiny.assemble ~/.cache/parley/omni-tiny
 
 The Thinker is SmolLM2-135M-Instruct with zero query, key and value biases, its residual stream scaled and widened by
-what says how each token sounds (`pronunciations.py`), which leaves its text as it was.
+what says how each token sounds (`pronunciations.py`), which leaves its text as it was, plus its manners (`manners.py`).
 The audio encoder starts as Whisper tiny.en. What is trained here lies in `model/tiny/*.safetensors`, and
 overrides by name. Parts that have not been trained yet are initialised from a seed, so that the folder always loads.
 """
@@ -38,6 +38,8 @@ TRAINED = Path(__file__).resolve().parents[2] / "model" / "tiny"
 TEXT = "thinker.model."
 AUDIO = "thinker.audio_tower."
 MARKER_ROWS = "thinker.model.embed_tokens.marker_rows"
+MANNERS = "thinker.manners."
+MANNERS_SCALE = 2.0
 PRONUNCIATIONS = "thinker.model.embed_tokens.pronunciations"
 EMBEDDING = f"{TEXT}embed_tokens.weight"
 
@@ -100,6 +102,25 @@ def widened(tensors: dict[str, Tensor], pronunciations: Tensor) -> dict[str, Ten
         elif name.endswith(from_stream):
             wide[name] = F.pad(weight, (0, added))
     return wide
+
+
+def add_manners(tensors: dict[str, Tensor], manners: dict[str, Tensor]) -> None:
+    """Add the trained products of low rank to the layers' matrices, in place."""
+    packed = {
+        "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "o_proj": ("self_attn.o_proj",),
+        "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+        "down_proj": ("mlp.down_proj",),
+    }
+    for name in (name for name in manners if name.endswith("_down")):
+        layer, matrix = name.removeprefix(MANNERS).removesuffix("_down").split("_", 1)
+        up, down = manners[name.removesuffix("_down") + "_up"], manners[name]
+        row = 0
+        for part in packed[matrix]:
+            weight = tensors[f"{TEXT}layers.{layer}.{part}.weight"]
+            own = up[row : row + len(weight)]
+            weight[: len(own), : down.shape[1]] += MANNERS_SCALE * own @ down
+            row += len(own)
 
 
 def spelled(phonemes: Tensor) -> Tensor:
@@ -196,6 +217,7 @@ def assemble(trained: Path, seed: int) -> dict[str, Tensor]:
     ours = trained_tensors(trained)
     markers, pronunciations = ours.pop(MARKER_ROWS, None), ours.pop(PRONUNCIATIONS)
     tensors = widened(dict(thinker_tensors(Gguf.open(smollm2_path()))), pronunciations)
+    add_manners(tensors, {name: ours.pop(name) for name in list(ours) if name.startswith(MANNERS)})
     tensors |= dict(audio_tensors(read_ctranslate2(whisper_path()))) | ours
     place_markers(tensors[EMBEDDING], markers, seed)
     with torch.device("meta"):

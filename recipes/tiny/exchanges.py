@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.tiny import texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+
+CHAT = [
+    line.split(" => ")
+    for line in Path(__file__).with_name("chat.txt").read_text().splitlines()
+    if not line.startswith("#")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +154,11 @@ def _meeting(rng: random.Random) -> Exchange:
     )
 
 
+def _chat(rng: random.Random) -> Exchange:
+    questions, reply = rng.choice(CHAT)
+    return Exchange(rng.choice(questions.split("|")), reply)
+
+
 MIXTURE: Sequence[tuple[Callable[[random.Random], Exchange], float]] = (
     (_repeat, 0.22),
     (_said, 0.12),
@@ -159,4 +172,5 @@ MIXTURE: Sequence[tuple[Callable[[random.Random], Exchange], float]] = (
     (_spell, 0.06),
     (_yes_no, 0.05),
     (_meeting, 0.07),
+    (_chat, 0.20),
 )

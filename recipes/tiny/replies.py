@@ -3,6 +3,8 @@
     python -m recipes.tiny.replies --checkpoint ~/.cache/parley/omni-tiny --count 2000 > replies.txt
     python -m recipes.tiny.speech --voice joe --texts replies.txt
 
+With `--pairs` each line is a question and its reply, for `manners.py`; there a low `--temperature` keeps to the truth.
+
 Half of the questions come from `exchanges` and templates, the other half the model asks itself: given the opening of
 a user's turn, it goes on. Replies are drawn at full temperature, for words rather than for truth, and cut after their
 first or second sentence: spoken answers are short, and long ones ramble.
@@ -11,6 +13,8 @@ first or second sentence: spoken answers are short, and long ones ramble.
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import random
 import re
 import sys
@@ -19,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from model.config import OmniConfig
 from model.tokenizer import TextTokenizer
@@ -55,7 +59,7 @@ class BatchedModel:
     def __init__(self, folder: Path) -> None:
         self.tokenizer = TextTokenizer.from_folder(folder)
         decoder = OmniConfig.from_file(folder / "config.json").thinker.decoder
-        config = LlamaConfig(
+        config = Qwen2Config(
             vocab_size=decoder.vocab_size,
             hidden_size=decoder.hidden_size,
             intermediate_size=decoder.intermediate_size,
@@ -69,20 +73,20 @@ class BatchedModel:
             pad_token_id=self.tokenizer.im_end_id,
             eos_token_id=self.tokenizer.im_end_id,
         )
-        self.model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
+        self.model = Qwen2ForCausalLM(config).to(torch.bfloat16).eval()
         tensors = load_file(folder / "model.safetensors")
         prefix = "thinker.model."
         weights = {
             "model." + k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)
         }
         lacking, unknown = self.model.load_state_dict(weights, strict=False)
-        # Published layers have biases on queries, keys and values; this language model's are zero.
-        assert lacking == ["lm_head.weight"], lacking
-        assert all(name.endswith("bias") and not weights[name].any() for name in unknown), unknown
+        assert lacking == ["lm_head.weight"] and not unknown, (lacking, unknown)
         self.model.tie_weights()
 
-    def go_on(self, prompts: list[list[int]], max_tokens: int) -> list[str]:
-        """Continue each prompt at temperature 1 up to the end of the turn."""
+    def go_on(
+        self, prompts: list[list[int]], max_tokens: int, temperature: float = 1.0
+    ) -> list[str]:
+        """Continue each prompt up to the end of the turn."""
         end = self.tokenizer.im_end_id
         longest = max(len(p) for p in prompts)
         ids = torch.tensor([[end] * (longest - len(p)) + p for p in prompts])
@@ -92,7 +96,7 @@ class BatchedModel:
             attention_mask=mask,
             max_new_tokens=max_tokens,
             do_sample=True,
-            temperature=1.0,
+            temperature=temperature,
             top_k=100,
         )
         tails = [row[longest:].tolist() for row in made]
@@ -117,10 +121,10 @@ class BatchedModel:
         ]
 
 
-def question(seed: int, index: int) -> str:
-    """Question `index` of an endless list: an exchange, or a topic of common words."""
+def question(seed: int, index: int, *, closed: float = 0.4) -> str:
+    """Question `index` of an endless list: an exchange (a `closed` question), or a topic of common words."""
     rng = random.Random(f"question/{seed}/{index}")
-    if rng.random() < 0.4:
+    if rng.random() < closed:
         return exchange(seed, index).question
     return rng.choice(TOPICS).format(*rng.sample(texts.WORDS, 2))
 
@@ -132,19 +136,22 @@ def spoken_part(text: str, rng: random.Random) -> str | None:
     return short if 2 < len(short) < 130 and SPOKEN.fullmatch(short) else None
 
 
-def replies(model: BatchedModel, seed: int) -> Iterator[str]:
-    """Endless replies, each once."""
+def replies(
+    model: BatchedModel, seed: int, temperature: float, closed: float
+) -> Iterator[tuple[str, str]]:
+    """Endless questions with their replies, each reply once."""
     torch.manual_seed(seed)
     rng, seen, index = random.Random(seed), set[str](), 0
     while True:
-        asked = [question(seed, index + i) for i in range(BATCH // 2)]
+        asked = [question(seed, index + i, closed=closed) for i in range(BATCH // 2)]
         asked += [q for q in model.own_questions(BATCH // 2) if q]
         index += BATCH
-        for text in model.go_on([model.turn(q) for q in asked], MAX_TOKENS):
+        turns = [model.turn(q) for q in asked]
+        for q, text in zip(asked, model.go_on(turns, MAX_TOKENS, temperature), strict=True):
             spoken = spoken_part(text, rng)
             if spoken and spoken not in seen:
                 seen.add(spoken)
-                yield spoken
+                yield q, spoken
 
 
 def main() -> None:
@@ -154,13 +161,18 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=50)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--pairs", action="store_true", help="JSON lines with the question as well")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    model = BatchedModel(args.checkpoint)
     with torch.inference_mode():
-        for _, text in zip(
-            range(args.count), replies(BatchedModel(args.checkpoint), args.seed), strict=False
-        ):
-            print(text, flush=True)
+        # Pairs teach, and closed questions have better answers in `exchanges`.
+        closed = 0.0 if args.pairs else 0.4
+        made = replies(model, args.seed, args.temperature, closed)
+        for question_asked, text in itertools.islice(made, args.count):
+            pair = json.dumps({"question": question_asked, "reply": text})
+            print(pair if args.pairs else text, flush=True)
     sys.stdout.flush()
 
 

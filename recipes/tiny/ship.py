@@ -25,6 +25,7 @@ SHIPPED = {
     "vocoder": ("vocoder", "token2wav.code2wav_bigvgan_model."),
     "dit": ("dit", "token2wav.code2wav_dit_model."),
     "talker": ("talker", "talker."),
+    "manners": ("manners", "thinker.manners."),
     "hearing": ("audio", "thinker.audio_tower."),
     "codec": ("tokenizer", "tokenizer."),
 }
