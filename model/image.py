@@ -91,12 +91,15 @@ class ImageSettings:
         return self.patch_size * self.merge_size
 
     @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> ImageSettings:
-        """Build from the parsed tree of a checkpoint's `preprocessor_config.json`.
+    def from_json(
+        cls, tree: Mapping[str, Any], video: Mapping[str, Any] | None = None
+    ) -> ImageSettings:
+        """Build from the parsed trees of a checkpoint's `preprocessor_config.json` and, if it has
+        one, `video_preprocessor_config.json`.
 
-        Its pixel limits are for images: the published file allows 12.8 million pixels, and the
-        published utility has shrunk video frames to `VIDEO_LIMITS` before the processor sees them.
-        Replace `video` to change those.
+        The first one's pixel limits are for images: the published file allows 12.8 million pixels,
+        and the published utility has shrunk video frames to `VIDEO_LIMITS` before the processor
+        sees them. The second one's are for video frames; the published checkpoints lack it.
 
         Raises:
             ImageError: a value cannot be used, or the file pairs frames other than by two.
@@ -105,10 +108,9 @@ class ImageSettings:
             raise ImageError(
                 f"temporal_patch_size is {pair!r}; only {FRAMES_PER_PAIR} is supported"
             )
-        size, published = tree.get("size") or {}, cls()
+        published = cls()
         try:
-            low = int(tree.get("min_pixels") or size.get("shortest_edge", IMAGE_LIMITS.min_pixels))
-            high = int(tree.get("max_pixels") or size.get("longest_edge", IMAGE_LIMITS.max_pixels))
+            images, frames = _limits(tree, IMAGE_LIMITS), _limits(video or {}, VIDEO_LIMITS)
             patch, merge = (
                 int(tree.get(k, getattr(published, k))) for k in ("patch_size", "merge_size")
             )
@@ -120,7 +122,7 @@ class ImageSettings:
             raise ImageError(
                 f"preprocessor_config.json has a value of the wrong kind: {error}"
             ) from None
-        return cls(PixelLimits(low, high), VIDEO_LIMITS, patch, merge, mean, std)
+        return cls(images, frames, patch, merge, mean, std)
 
     def for_clip(self, num_frames: int, max_video_tokens: int = MAX_VIDEO_TOKENS) -> ImageSettings:
         """Shrink the video limit so that a clip of known length fits its share of the context.
@@ -295,6 +297,14 @@ def _sampled_count(num_frames: int, frame_rate: float) -> int:
         )
     wanted = max(num_frames / frame_rate * FRAMES_PER_SECOND, MIN_FRAMES)
     return int(min(wanted, MAX_FRAMES, num_frames)) // FRAMES_PER_PAIR * FRAMES_PER_PAIR
+
+
+def _limits(tree: Mapping[str, Any], default: PixelLimits) -> PixelLimits:
+    size = tree.get("size") or {}
+    return PixelLimits(
+        int(tree.get("min_pixels") or size.get("shortest_edge", default.min_pixels)),
+        int(tree.get("max_pixels") or size.get("longest_edge", default.max_pixels)),
+    )
 
 
 def _levels(fraction: float) -> float:

@@ -213,13 +213,12 @@ def _load_voices(folder: Path, config: OmniConfig) -> dict[str, Voice]:
 
 
 def _image_settings(folder: Path) -> ImageSettings:
-    path = folder / "preprocessor_config.json"
-    if not path.exists():
-        return ImageSettings()
+    images, video = (folder / f"{kind}preprocessor_config.json" for kind in ("", "video_"))
     try:
-        return ImageSettings.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise CheckpointError(f"{path} cannot be used: {error}") from None
+        trees = [json.loads(x.read_text("utf-8")) if x.exists() else {} for x in (images, video)]
+        return ImageSettings.from_json(*trees)
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{images} or {video} cannot be used: {error}") from None
 
 
 def _system_prompt(folder: Path) -> str:

@@ -325,6 +325,11 @@ def test_a_checkpoints_file_sets_image_limits_and_leaves_video_alone():
     assert read.image_std == (0.5, 0.5, 0.5)
 
 
+def test_a_file_for_video_sets_the_limits_of_frames():
+    read = ImageSettings.from_json({}, {"min_pixels": 800, "max_pixels": 50_000})
+    assert (read.image, read.video) == (PUBLISHED.image, PixelLimits(800, 50_000))
+
+
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
