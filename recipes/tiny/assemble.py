@@ -38,8 +38,8 @@ TRAINED = Path(__file__).resolve().parents[2] / "model" / "tiny"
 TEXT = "thinker.model."
 AUDIO = "thinker.audio_tower."
 MARKER_ROWS = "thinker.model.embed_tokens.marker_rows"
-MANNERS = "thinker.manners."
-MANNERS_SCALE = 2.0
+ADAPTERS = ("thinker.manners.", "thinker.listening.")
+ADAPTER_SCALE = 2.0
 PRONUNCIATIONS = "thinker.model.embed_tokens.pronunciations"
 EMBEDDING = f"{TEXT}embed_tokens.weight"
 
@@ -104,7 +104,7 @@ def widened(tensors: dict[str, Tensor], pronunciations: Tensor) -> dict[str, Ten
     return wide
 
 
-def add_manners(tensors: dict[str, Tensor], manners: dict[str, Tensor]) -> None:
+def add_adapters(tensors: dict[str, Tensor], adapters: dict[str, Tensor]) -> None:
     """Add the trained products of low rank to the layers' matrices, in place."""
     packed = {
         "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -112,14 +112,14 @@ def add_manners(tensors: dict[str, Tensor], manners: dict[str, Tensor]) -> None:
         "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
         "down_proj": ("mlp.down_proj",),
     }
-    for name in (name for name in manners if name.endswith("_down")):
-        layer, matrix = name.removeprefix(MANNERS).removesuffix("_down").split("_", 1)
-        up, down = manners[name.removesuffix("_down") + "_up"], manners[name]
+    for name in (name for name in adapters if name.endswith("_down")):
+        layer, matrix = name.removesuffix("_down").split("_", 1)
+        up, down = adapters[name.removesuffix("_down") + "_up"], adapters[name]
         row = 0
         for part in packed[matrix]:
             weight = tensors[f"{TEXT}layers.{layer}.{part}.weight"]
             own = up[row : row + len(weight)]
-            weight[: len(own), : down.shape[1]] += MANNERS_SCALE * own @ down
+            weight[: len(own), : down.shape[1]] += ADAPTER_SCALE * own @ down
             row += len(own)
 
 
@@ -217,7 +217,9 @@ def assemble(trained: Path, seed: int) -> dict[str, Tensor]:
     ours = trained_tensors(trained)
     markers, pronunciations = ours.pop(MARKER_ROWS, None), ours.pop(PRONUNCIATIONS)
     tensors = widened(dict(thinker_tensors(Gguf.open(smollm2_path()))), pronunciations)
-    add_manners(tensors, {name: ours.pop(name) for name in list(ours) if name.startswith(MANNERS)})
+    for prefix in ADAPTERS:
+        own = {k.removeprefix(prefix): ours.pop(k) for k in list(ours) if k.startswith(prefix)}
+        add_adapters(tensors, own)
     tensors |= dict(audio_tensors(read_ctranslate2(whisper_path()))) | ours
     place_markers(tensors[EMBEDDING], markers, seed)
     with torch.device("meta"):
@@ -235,6 +237,10 @@ def write(folder: Path, trained: Path, tensors: dict[str, Tensor], dtype: torch.
     """Write the folder in the published layout; the weights last, so that a half-written folder never loads."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(tree.CONFIG, indent=2) + "\n")
+    # A picture and a second of video are at most 64 rows each: what two cores can look at while they talk.
+    for kind in ("", "video_"):
+        pixels = json.dumps(tree.PIXELS, indent=2)
+        (folder / f"{kind}preprocessor_config.json").write_text(pixels + "\n")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2]}) + "\n")
     (folder / "system_prompt.txt").write_text(tree.SYSTEM_PROMPT + "\n")
     tokenizer(Gguf.open(smollm2_path())).save(str(folder / "tokenizer.json"))

@@ -5,7 +5,9 @@ Two losses, the language model frozen in both:
 * **CTC** of the rows against the transcript's tokens, the output layer being the Thinker's own embeddings of them.
   A row thus lies where its word's embedding lies. Cheap: the language model does not run.
 * **Distillation** (`--distil-after`): with the audio in place of the transcript, the distribution over each token of
-  a reply must be what it is with the transcript. That makes spoken questions worth as much as typed ones.
+  a reply must be what it is with the transcript. That makes spoken questions worth as much as typed ones. From then on
+  the language model may give way a little (`adapters.py`): it has never seen words that are spread over rows. What it
+  says to typed words is held where it was.
 
     python -m recipes.tiny.hearing --out ~/.cache/parley/tiny/hearing --checkpoint ~/.cache/parley/omni-tiny
 """
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 
 from model.mel import LogMel
 from recipes.tiny import loop, tree
+from recipes.tiny.adapters import Adapters
 from recipes.tiny.callers import INPUT_RATE, Call, read_calls
 from recipes.tiny.dataset import ALIKE, to_wave
 from recipes.tiny.edits import edit_distance
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 COSINE_SCALE = 20.0
+# Whisper's layers know many voices already; ours are few, and synthetic.
+LEARNED_SHARE = 0.25
 ROW_STD = 0.13 * tree.STREAM_SCALE  # spread of the Thinker's own embeddings
 
 Sample = tuple[Call, "NDArray[np.int16]"]
@@ -47,7 +52,7 @@ class Alignment(nn.Module):
 
 
 class HearingStage:
-    shipped: tuple[str, ...] = ("audio",)
+    shipped: tuple[str, ...] = ("audio", "listening")
 
     def __init__(
         self,
@@ -73,6 +78,7 @@ class HearingStage:
         nn.init.normal_(self.encoder.proj.weight, std=ROW_STD * self.encoder.proj.in_features**-0.5)
         nn.init.zeros_(self.encoder.proj.weight[tree.SOURCE_HIDDEN :])  # sound spells nothing
         self.alignment = Alignment(self.thinker.config.decoder.hidden_size).to(source.device)
+        self.adapters = Adapters.around(source)
         # CTC runs over the tokens that occur, not over all 49 152.
         self.words = sorted(
             {t for call, _ in (*train, *kept_out) for t in source.tokenizer.encode(call.question)}
@@ -80,10 +86,19 @@ class HearingStage:
         self.place = {token: i + 1 for i, token in enumerate(self.words)}
         table = self.thinker.model.embed_tokens.weight.detach()[self.words].float()
         self.targets = F.normalize(table - table.mean(0), dim=1)
-        self.parts: dict[str, nn.Module] = {"audio": self.encoder, "alignment": self.alignment}
+        learned = [x for x in self.encoder.named_parameters() if not x[0].startswith("proj.")]
+        self.parts: dict[str, nn.Module] = {
+            "audio": self.encoder,
+            "alignment": self.alignment,
+            "listening": self.adapters,
+        }
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "all": torch.optim.AdamW(
-                [*self.encoder.parameters(), *self.alignment.parameters()],
+                [
+                    {"params": [p for _, p in learned], "share": LEARNED_SHARE},
+                    {"params": [*self.encoder.proj.parameters(), *self.alignment.parameters()]},
+                    {"params": list(self.adapters.parameters())},
+                ],
                 lr,
                 betas=(0.9, 0.98),
                 fused=True,
@@ -177,9 +192,12 @@ class HearingStage:
             heard.append(torch.cat([before, clip.to(self.source.dtype), after]))
             typed.append(embed([*opening, *said, *closing, *reply]))
         counts = [len(reply) + 1 for reply in replies]  # the last one predicts the end of the turn
-        with torch.no_grad():
+        with torch.no_grad(), self.adapters.off():
             wanted = self._reply_logits(typed, counts).log_softmax(-1)
-        given = self._reply_logits(heard, counts).log_softmax(-1)
+        # One typed turn in every batch holds the language model where it was.
+        sequences = [*heard, typed[-1]]
+        given = self._reply_logits(sequences, [*counts, counts[-1]]).log_softmax(-1)
+        wanted = torch.cat([wanted, wanted[-counts[-1] :]])
         return F.kl_div(given, wanted, reduction="batchmean", log_target=True)
 
     def _reply_logits(self, sequences: list[Tensor], counts: list[int]) -> Tensor:

@@ -202,9 +202,9 @@ def half_precision(device: str) -> Iterator[None]:
 def warm_up(
     optimizer: torch.optim.Optimizer, step: int, lr: float, warmup_steps: int = 200
 ) -> None:
-    """Set the rate for this step: a linear start, constant after."""
+    """Set the rate for this step: a linear start, constant after. A group may have a `share` of it."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * min(1.0, (step + 1) / warmup_steps)
+        group["lr"] = group.get("share", 1.0) * lr * min(1.0, (step + 1) / warmup_steps)
 
 
 def half_cosine(used: float) -> float:

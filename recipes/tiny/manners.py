@@ -16,14 +16,14 @@ import argparse
 import json
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipes.tiny import loop, tree
-from recipes.tiny.assemble import MANNERS_SCALE
+from recipes.tiny.adapters import Adapters
 from recipes.tiny.exchanges import exchange
 from recipes.tiny.frozen import FrozenThinker
 from recipes.tiny.rows import SYSTEM_PROMPTS
@@ -33,61 +33,11 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from model.decoder import DecoderLayer
-
-RANK = 8
 OPEN_SHARE = 0.25  # of turns that come from the model's own replies
 MAX_TOKENS = 320
 EXCHANGES_SEED, KEPT_OUT_SEED = 31, 901
 
 Pair = tuple[str, str]
-
-
-class Adapted(nn.Module):
-    """A frozen matrix plus a trained one of low rank: `base(x) + MANNERS_SCALE · up(down(x))`.
-
-    Only the source's width is read and written, so that spellings pass untouched.
-    """
-
-    def __init__(self, base: nn.Module, num_in: int, num_out: int) -> None:
-        super().__init__()
-        self.base = base
-        self.down = nn.Parameter(torch.randn(RANK, num_in) * num_in**-0.5)
-        self.up = nn.Parameter(torch.zeros(num_out, RANK))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.base(x)
-        added = F.linear(F.linear(x[..., : self.down.shape[1]], MANNERS_SCALE * self.down), self.up)
-        return y + F.pad(added, (0, y.shape[-1] - added.shape[-1])).to(y.dtype)
-
-
-def adapt(source: FrozenThinker) -> nn.ModuleDict:
-    """Put an adapter around every matrix of every layer; return them by the layer's and the matrix's name."""
-    width, config = tree.SOURCE_HIDDEN, source.config.thinker.decoder
-    heads = config.num_attention_heads * config.head_dim
-    kv_heads = config.num_key_value_heads * config.head_dim
-    adapters = nn.ModuleDict()
-    for i, layer in enumerate(cast("list[DecoderLayer]", list(source.thinker.model.layers))):
-        for owner, name, num_in, num_out in (
-            (layer.self_attn, "qkv", width, heads + 2 * kv_heads),
-            (layer.self_attn, "o_proj", heads, width),
-            (layer.mlp, "gate_up", width, 2 * config.intermediate_size),
-            (layer.mlp, "down_proj", config.intermediate_size, width),
-        ):
-            adapter = Adapted(getattr(owner, name), num_in, num_out).to(source.device)
-            setattr(owner, name, adapter)
-            adapters[f"{i}_{name}"] = adapter
-    return adapters
-
-
-class Manners(nn.Module):
-    """The trained numbers alone: what is averaged, kept and shipped."""
-
-    def __init__(self, adapters: nn.ModuleDict) -> None:
-        super().__init__()
-        for name, adapter in cast("list[tuple[str, Adapted]]", list(adapters.items())):
-            self.register_parameter(f"{name}_down", adapter.down)
-            self.register_parameter(f"{name}_up", adapter.up)
 
 
 class MannersStage:
@@ -99,7 +49,7 @@ class MannersStage:
         torch.manual_seed(seed)
         self.source, self.batch, self.lr = source, batch, lr
         self.kept_out, self.pairs = pairs[:40], pairs[40:]
-        manners = Manners(adapt(source)).to(source.device)
+        manners = Adapters.around(source)
         self.parts: dict[str, nn.Module] = {"manners": manners}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "manners": torch.optim.AdamW(manners.parameters(), lr, betas=(0.9, 0.98), fused=True)

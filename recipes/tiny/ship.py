@@ -20,14 +20,16 @@ from recipes.tiny import dit, loop
 from recipes.tiny.assemble import TRAINED
 from recipes.tiny.dataset import Speech
 
-# Run folder: the part of it that ships, and its published prefix.
+# File: the run and the part of it that it holds, and the published prefix.
 SHIPPED = {
-    "vocoder": ("vocoder", "token2wav.code2wav_bigvgan_model."),
-    "dit": ("dit", "token2wav.code2wav_dit_model."),
-    "talker": ("talker", "talker."),
-    "manners": ("manners", "thinker.manners."),
-    "hearing": ("audio", "thinker.audio_tower."),
-    "codec": ("tokenizer", "tokenizer."),
+    "vocoder": ("vocoder", "vocoder", "token2wav.code2wav_bigvgan_model."),
+    "dit": ("dit", "dit", "token2wav.code2wav_dit_model."),
+    "talker": ("talker", "talker", "talker."),
+    "manners": ("manners", "manners", "thinker.manners."),
+    "hearing": ("hearing", "audio", "thinker.audio_tower."),
+    "listening": ("hearing", "listening", "thinker.listening."),
+    "seeing": ("seeing", "visual", "thinker.visual."),
+    "codec": ("codec", "tokenizer", "tokenizer."),
 }
 # The codec's encoder never runs in the product, but DiT and Talker can only be trained further on its codes.
 KEPT_WITH_RECIPES = ("codec",)
@@ -66,7 +68,8 @@ def main() -> None:
                 args.to / "voices.safetensors", sorted(voices, key=lambda voice: voice.name)
             )
             continue
-        tensors = shipped(args.runs / what, *SHIPPED[what])
+        run, part, prefix = SHIPPED[what]
+        tensors = shipped(args.runs / run, part, prefix)
         folder = Path(__file__).parent if what in KEPT_WITH_RECIPES else args.to
         save_file(tensors, folder / f"{what}.safetensors")
         log.info(

@@ -88,6 +88,7 @@ VISION: dict[str, Any] = {
     "out_hidden_size": HIDDEN,
     "fullatt_block_indexes": [2, 5],
 }
+PIXELS = {"min_pixels": 16 * 28**2, "max_pixels": 64 * 28**2}
 TALKER: dict[str, Any] = {
     "model_type": "qwen2_5_omni_talker",
     "embedding_size": HIDDEN,
