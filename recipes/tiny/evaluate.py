@@ -7,6 +7,7 @@
     python -m recipes.tiny.evaluate talker   --run ~/.cache/parley/tiny/talker
     python -m recipes.tiny.evaluate speaks   --checkpoint ~/.cache/parley/omni-tiny --clips 100
     python -m recipes.tiny.evaluate hears    --checkpoint ~/.cache/parley/omni-tiny --clips 200
+    python -m recipes.tiny.evaluate sees     --checkpoint ~/.cache/parley/omni-tiny --clips 200
 
 For speech, two figures: word errors against the text, and against what the recogniser heard in the original recording.
 The second takes the recogniser's own errors out.
@@ -14,6 +15,7 @@ The second takes the recogniser's own errors out.
 * **talker**: kept-out texts as replies, read aloud by Talker, flow and vocoder.
 * **speaks**: the assembled checkpoint answers typed questions through the streaming path; its sound against its text.
 * **hears**: kept-out callers' questions, spoken and typed: the same answer, and the right one?
+* **sees**: typed questions about scenes drawn in ways never trained on, right by the word that matters.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ from recipes.tiny.frozen import FrozenThinker
 from recipes.tiny.listen import Listener, comparable, word_errors
 from recipes.tiny.mel import NUM_BINS, SAMPLE_RATE
 from recipes.tiny.rows import read_rows
+from recipes.tiny.scenes import scene
 
 if TYPE_CHECKING:
     from model.codec.dit import Dit
@@ -51,7 +54,7 @@ if TYPE_CHECKING:
     from model.codec.voice import Voice
 
 MAX_READ_FRAMES = 900
-KEPT_OUT_QUESTIONS = 901  # a seed nothing is trained on
+KEPT_OUT_QUESTIONS, KEPT_OUT_SCENES = 901, 906  # seeds nothing is trained on
 
 Resynthesis = Callable[[Clip], NDArray[np.float32]]
 
@@ -154,7 +157,7 @@ def speaks(checkpoint: Path, count: int, listener: Listener, keep: Path | None) 
             chat = Chat(omni, capacity=2048)
             chat.text(exchange(KEPT_OUT_QUESTIONS, i).question)
             began = time.perf_counter()
-            text, wave = _reply(chat, ReplyOptions(voice=voice, max_text_tokens=40, max_codes=400))
+            text, wave = said(chat, ReplyOptions(voice=voice, max_text_tokens=40, max_codes=400))
             spent, seconds = spent + time.perf_counter() - began, seconds + len(wave) / SAMPLE_RATE
             pairs.append((text, listener.transcribe(wave) if len(wave) else ""))
             if keep:
@@ -165,7 +168,7 @@ def speaks(checkpoint: Path, count: int, listener: Listener, keep: Path | None) 
         print(json.dumps({"what": "speaks", "voice": voice, **figures}), flush=True)
 
 
-def _reply(chat: Chat, options: ReplyOptions) -> tuple[str, NDArray[np.float32]]:
+def said(chat: Chat, options: ReplyOptions) -> tuple[str, NDArray[np.float32]]:
     """The text of a reply as far as it is meant to be spoken, and its sound."""
     texts, sound = [], []
     for delta in chat.reply(options):
@@ -191,7 +194,7 @@ def hears(checkpoint: Path, calls: list[tuple[Call, NDArray[np.int16]]]) -> None
                 chat.audio(to_wave(pcm), is_last=True)
             else:
                 chat.text(call.question)
-            replies.append(comparable(_reply(chat, options)[0]))
+            replies.append(comparable(said(chat, options)[0]))
         spoken, typed = replies
         same += spoken == typed
         if call.key:
@@ -207,6 +210,29 @@ def hears(checkpoint: Path, calls: list[tuple[Call, NDArray[np.int16]]]) -> None
         "typed_right": typed_right / max(1, keyed),
     }
     print(json.dumps({"what": "hears", **figures}))
+
+
+def sees(checkpoint: Path, count: int) -> None:
+    """Print how often the first question about a kept-out scene is answered right, by kind of scene."""
+    omni = load_checkpoint(checkpoint, speech=False)
+    options = ReplyOptions(speech=False, max_text_tokens=40)
+    right: dict[str, list[bool]] = {"still": [], "moving": []}
+    for i in range(count):
+        shown = scene(KEPT_OUT_SCENES, i, kept_out=True)
+        chat = Chat(omni, capacity=2048)
+        if len(shown.frames) == 1:
+            chat.image(shown.frames[0])
+        else:
+            chat.open_video(with_sound=False)
+            for frame in shown.frames:
+                chat.frame(frame)
+            chat.close_video()
+        asked = shown.questions[0]
+        chat.text(asked.text)
+        kind = "still" if len(shown.frames) == 1 else "moving"
+        right[kind].append(asked.key.lower() in said(chat, options)[0].lower())
+    figures = {f"{kind}_right": float(np.mean(found)) for kind, found in right.items() if found}
+    print(json.dumps({"what": "sees", "scenes": count, **figures}))
 
 
 def measure(
@@ -239,6 +265,8 @@ def main() -> None:
             speaks(args.checkpoint, args.clips, Listener(), args.keep)
         elif args.what == "hears":
             hears(args.checkpoint, read_calls(args.calls, "kept-out")[: args.clips])
+        elif args.what == "sees":
+            sees(args.checkpoint, args.clips)
         else:
             _resynthesis(args)
 
@@ -248,7 +276,7 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     cache = Path("~/.cache/parley/tiny").expanduser()
-    kinds = ("speech", "vocoder", "codec", "dit", "talker", "speaks", "hears")
+    kinds = ("speech", "vocoder", "codec", "dit", "talker", "speaks", "hears", "sees")
     parser.add_argument("what", choices=kinds)
     parser.add_argument("--run", type=Path)
     parser.add_argument("--vocoder", type=Path, default=cache / "vocoder")

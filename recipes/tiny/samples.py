@@ -1,0 +1,87 @@
+"""Record conversations for people to judge: spoken questions of voices that nothing was trained on, and the replies.
+
+    python -m recipes.tiny.samples --checkpoint ~/.cache/parley/omni-tiny --to docs/samples
+
+Writes `NN-question.ogg`, `NN-reply.ogg` (Opus) and a table with what was asked, what was answered, and what a
+recogniser hears in the answer. Nothing is chosen afterwards: these are the questions, and each is asked once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+
+from model.chat import Chat
+from model.omni import load
+from model.reply import ReplyOptions
+from recipes.tiny.callers import INPUT_RATE, kept_out_voices
+from recipes.tiny.dataset import to_wave
+from recipes.tiny.evaluate import said
+from recipes.tiny.listen import Listener
+from recipes.tiny.mel import SAMPLE_RATE
+from recipes.tiny.speech import level, trim
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "What is the opposite of hot?",
+    "What color is the sky?",
+    "Hello, my name is Anna.",
+    "What is 3 plus 4?",
+    "What comes after Monday?",
+    "What is a library?",
+    "Who are you?",
+    "Tell me a joke.",
+    "Is grass red?",
+)
+HEAD = """# Ten conversations
+
+Spoken questions by three synthetic voices that nothing was trained on, and what the embedded checkpoint answers.
+Made by `python -m recipes.tiny.samples`; each question was asked once and nothing was chosen afterwards.
+
+| | Asked | Voice | Answered | A recogniser (Whisper tiny.en) hears |
+|---|---|---|---|---|
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--to", type=Path, default=Path("docs/samples"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.to.mkdir(parents=True, exist_ok=True)
+    omni, listener, voices = load(args.checkpoint), Listener(), kept_out_voices()
+    lines = []
+    for i, question in enumerate(QUESTIONS):
+        caller = list(voices)[i % len(voices)]
+        asked = level(trim(voices[caller][1](question, random.Random(i))))
+        pcm = (32767 * asked).astype(np.int16)
+        with torch.inference_mode():
+            chat = Chat(omni, capacity=2048)
+            chat.audio(to_wave(pcm), is_last=True)
+            voice = list(omni.voices)[i % len(omni.voices)]
+            text, sound = said(chat, ReplyOptions(voice=voice, max_text_tokens=60, max_codes=400))
+        stem = f"{i + 1:02d}"
+        write(args.to / f"{stem}-question.ogg", asked, INPUT_RATE)
+        write(args.to / f"{stem}-reply.ogg", sound, SAMPLE_RATE)
+        heard = listener.transcribe(sound) if len(sound) else ""
+        links = f"[question]({stem}-question.ogg) [reply]({stem}-reply.ogg)"
+        lines.append(f"| {links} | {question} | {caller} | {voice}: {text} | {heard} |\n")
+        print(lines[-1], end="", flush=True)
+    (args.to / "README.md").write_text(HEAD + "".join(lines))
+
+
+def write(path: Path, wave: np.ndarray[tuple[int], np.dtype[np.float32]], rate: int) -> None:
+    soundfile.write(path, soxr.resample(wave, rate, 24_000), 24_000, format="OGG", subtype="OPUS")
+
+
+if __name__ == "__main__":
+    main()
