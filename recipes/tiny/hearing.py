@@ -7,7 +7,7 @@ Two losses, the language model frozen in both:
 * **Distillation** (`--distil-after`): with the audio in place of the transcript, the distribution over each token of
   a reply must be what it is with the transcript. That makes spoken questions worth as much as typed ones. From then on
   the language model may give way a little (`adapters.py`): it has never seen words that are spread over rows. What it
-  says to typed words is held where it was.
+  says to typed words is held where it was. Every third clip is to be written down instead, asked as the server asks.
 
     python -m recipes.tiny.hearing --out ~/.cache/parley/tiny/hearing --checkpoint ~/.cache/parley/omni-tiny
 """
@@ -35,6 +35,9 @@ from recipes.tiny.frozen import FrozenThinker
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+# How the server asks for the user's words (server/transcriber.py); recipes do not import it.
+DICTATION_PROMPT = "You are a speech recognition model."
+DICTATION_REQUEST = "Transcribe the English audio into text without any punctuation marks."
 COSINE_SCALE = 20.0
 VALIDATED = 60  # clips
 # Whisper's layers know many voices already; ours are few, and synthetic.
@@ -135,7 +138,7 @@ class HearingStage:
             with loop.half_precision(self.source.device):
                 parts.append(self._loss(calls, waves, distil=True)[1])
         figures = {name: float(np.mean([p[name] for p in parts])) for name in parts[0]}
-        return {"score": figures["distil"] + 0.1 * figures["ctc"], **figures}
+        return {"score": figures["distil"] + 0.1 * (figures["written"] + figures["ctc"]), **figures}
 
     def _loss(
         self, calls: list[Call], waves: list[Tensor], *, distil: bool
@@ -145,9 +148,8 @@ class HearingStage:
         loss, wrong = self._ctc(rows, tokens)
         figures = {"ctc": loss.item(), "wrong_tokens": wrong}
         if distil:
-            kl = self._distil(calls, rows, tokens)
-            loss = kl + 0.3 * loss
-            figures["distil"] = kl.item()
+            understood, more = self._understand(calls, rows, tokens)
+            loss, figures = understood + 0.3 * loss, figures | more
         return loss, figures
 
     def rows(self, waves: list[Tensor]) -> list[Tensor]:
@@ -180,27 +182,67 @@ class HearingStage:
         errors = sum(edit_distance(collapse(b[:n].tolist()), w.tolist()) for b, n, w in pairs)
         return loss, errors / sum(len(w) for w in wanted)
 
-    def _distil(self, calls: list[Call], rows: list[Tensor], tokens: list[list[int]]) -> Tensor:
-        """KL from the reply's distribution given the transcript to that given the sound, mean over reply tokens."""
-        encode, config, embed = self.source.tokenizer.encode, self.thinker.config, self.source.embed
-        start, end = self.source.tokenizer.im_start_id, self.source.tokenizer.im_end_id
-        opening = [start, *encode("user\n")]
-        closing = [end, *encode("\n"), start, *encode("assistant\n")]
-        replies = [encode(call.reply) for call in calls]
-        before = embed([*opening, config.audio_start_token_id])
-        heard, typed = [], []
-        for clip, said, reply in zip(rows, tokens, replies, strict=True):
-            after = embed([config.audio_end_token_id, *closing, *reply])
-            heard.append(torch.cat([before, clip.to(self.source.dtype), after]))
-            typed.append(embed([*opening, *said, *closing, *reply]))
-        counts = [len(reply) + 1 for reply in replies]  # the last one predicts the end of the turn
+    def _understand(
+        self, calls: list[Call], rows: list[Tensor], tokens: list[list[int]]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """KL from replies' distributions given the transcript to those given the sound; each third is dictation."""
+        replies = [self.source.tokenizer.encode(call.reply) for call in calls]
+        turns = list(zip(rows, tokens, replies, strict=True))
+        written = turns[2::3]
+        answered = [turn for i, turn in enumerate(turns) if i % 3 != 2]
+        typed = [self._turn(self.source.embed(said), reply) for _, said, reply in answered]
+        # One typed turn in every batch holds the language model where it was.
+        heard = [self._turn(self._clip(clip), reply) for clip, _, reply in answered] + typed[-1:]
+        counts = [len(reply) + 1 for _, _, reply in answered]  # the last one predicts the end
         with torch.no_grad(), self.adapters.off():
             wanted = self._reply_logits(typed, counts).log_softmax(-1)
-        # One typed turn in every batch holds the language model where it was.
-        sequences = [*heard, typed[-1]]
-        given = self._reply_logits(sequences, [*counts, counts[-1]]).log_softmax(-1)
-        wanted = torch.cat([wanted, wanted[-counts[-1] :]])
-        return F.kl_div(given, wanted, reduction="batchmean", log_target=True)
+            wanted = torch.cat([wanted, wanted[-counts[-1] :]])
+        dictated = [self._dictation(clip, said) for clip, said, _ in written]
+        said_counts = [len(said) + 1 for _, said, _ in written]
+        logits = self._reply_logits([*heard, *dictated], [*counts, counts[-1], *said_counts])
+        given, spelled = logits.split([len(wanted), len(logits) - len(wanted)])
+        kl = F.kl_div(given.log_softmax(-1), wanted, reduction="batchmean", log_target=True)
+        end = [self.source.tokenizer.im_end_id]
+        said = torch.tensor([t for _, said, _ in written for t in (*said, *end)])
+        written_loss = F.cross_entropy(spelled, said.to(spelled.device))
+        return kl + 0.5 * written_loss, {"distil": kl.item(), "written": written_loss.item()}
+
+    def _clip(self, clip: Tensor) -> Tensor:
+        """Rows of sound between their markers."""
+        config, embed = self.thinker.config, self.source.embed
+        before, after = (
+            embed([config.audio_start_token_id]),
+            embed([config.audio_end_token_id]),
+        )
+        return torch.cat([before, clip.to(self.source.dtype), after])
+
+    def _turn(self, said: Tensor, reply: list[int]) -> Tensor:
+        """A turn of rows, and its reply: rows [T, H]."""
+        opening, closing = self._frame()
+        return torch.cat([self.source.embed(opening), said, self.source.embed([*closing, *reply])])
+
+    def _dictation(self, clip: Tensor, said: list[int]) -> Tensor:
+        """What the server asks when it shows the user's words, and these as the reply."""
+        tokenizer = self.source.tokenizer
+        start, end, encode = tokenizer.im_start_id, tokenizer.im_end_id, tokenizer.encode
+        opening, closing = self._frame()
+        system = [start, *encode(f"system\n{DICTATION_PROMPT}"), end, *encode("\n")]
+        return torch.cat(
+            [
+                self.source.embed([*system, *opening]),
+                self._clip(clip),
+                self.source.embed([*encode(DICTATION_REQUEST), *closing, *said]),
+            ]
+        )
+
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """Tokens before and behind what the user says."""
+        tokenizer = self.source.tokenizer
+        start, end, encode = tokenizer.im_start_id, tokenizer.im_end_id, tokenizer.encode
+        return (
+            [start, *encode("user\n")],
+            [end, *encode("\n"), start, *encode("assistant\n")],
+        )
 
     def _reply_logits(self, sequences: list[Tensor], counts: list[int]) -> Tensor:
         """Logits at the last `counts` rows of each sequence, one below the other."""

@@ -78,3 +78,12 @@ def test_word_errors_ignore_how_numbers_and_letters_are_written() -> None:
     assert listen.word_errors(same).errors == 0
     counted = listen.word_errors([("a red ball", "a blue ball now")])
     assert (counted.errors, counted.words) == (2, 3)
+
+
+def test_dictation_is_asked_for_as_the_server_does() -> None:
+    pytest.importorskip("piper", reason="callers need it")
+    from recipes.tiny import hearing
+    from server import transcriber
+
+    assert hearing.DICTATION_PROMPT == transcriber.PROMPT
+    assert hearing.DICTATION_REQUEST == transcriber.REQUEST
