@@ -10,8 +10,8 @@ MODEL ?= build/omni-random
 TINY := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/parley/omni-tiny
 SERVED := $(if $(filter file,$(origin MODEL)),$(TINY),$(MODEL))
 PORT ?= 8000
-# The small language model repeats itself in long answers; half a minute of speech is enough.
-TINY_LIMIT = $(if $(filter $(TINY),$(SERVED)),--max-text-tokens 96 --max-codes 1000)
+# Eight bits are what two cores read in time, and half a minute of speech is enough.
+TINY_OPTIONS = $(if $(filter $(TINY),$(SERVED)),--weights int8 --max-text-tokens 96 --max-codes 1000)
 SERVE_OPTIONS ?=
 # Random weights would talk until the limit.
 TALK_OPTIONS ?= $(if $(findstring build/,$(MODEL)),--max-text-tokens 40 --max-codes 200)
@@ -42,7 +42,7 @@ lint: install  ## formatting and lint, changing nothing
 types: install  ## strict types
 	$(BIN)/mypy
 
-test: install  ## all tests that this machine can run
+test: install $(TINY)/model.safetensors  ## all tests that this machine can run
 	$(BIN)/python -m pytest
 
 test-gpu: install  ## the tests that need a CUDA device
@@ -65,7 +65,7 @@ build/clients/node.installed: tests/clients/node/package.json
 	else echo "no npm: clients in Node are left out"; fi
 
 serve: install $(if $(filter $(TINY),$(SERVED)),$(TINY)/model.safetensors)  ## talk in the browser: make serve [MODEL=folder-or-hub-name] [PORT=8000] [SERVE_OPTIONS=--tls-self-signed]
-	$(BIN)/parley serve --model $(SERVED) --port $(PORT) $(TINY_LIMIT) $(SERVE_OPTIONS)
+	$(BIN)/parley serve --model $(SERVED) --port $(PORT) $(TINY_OPTIONS) $(SERVE_OPTIONS)
 
 demo: install  ## the page against a scripted peer: no model, needs nothing but a browser
 	$(BIN)/python -m tests.demo.peer

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
+# How the server asks for the user's words (server/transcriber.py); recipes do not import it.
+DICTATION_PROMPT = "You are a speech recognition model."
+DICTATION_REQUEST = "Transcribe the English audio into text without any punctuation marks."
 CHAT = [
     line.split(" => ")
     for line in Path(__file__).with_name("chat.txt").read_text().splitlines()

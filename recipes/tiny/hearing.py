@@ -30,14 +30,12 @@ from recipes.tiny.adapters import Adapters
 from recipes.tiny.callers import INPUT_RATE, Call, read_calls
 from recipes.tiny.dataset import ALIKE, to_wave
 from recipes.tiny.edits import edit_distance
+from recipes.tiny.exchanges import DICTATION_PROMPT, DICTATION_REQUEST
 from recipes.tiny.frozen import FrozenThinker
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# How the server asks for the user's words (server/transcriber.py); recipes do not import it.
-DICTATION_PROMPT = "You are a speech recognition model."
-DICTATION_REQUEST = "Transcribe the English audio into text without any punctuation marks."
 COSINE_SCALE = 20.0
 VALIDATED = 60  # clips
 # Whisper's layers know many voices already; ours are few, and synthetic.

@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipes.tiny import mel
+from recipes.tiny import exchanges, mel
 from recipes.tiny.codec import Quantizer
 from recipes.tiny.texts import sentence
 from recipes.tiny.tree import CODE_LEVELS, NUM_CODES
+from server import transcriber
 
 
 def test_a_sentence_depends_on_seed_and_number_alone() -> None:
@@ -81,9 +82,5 @@ def test_word_errors_ignore_how_numbers_and_letters_are_written() -> None:
 
 
 def test_dictation_is_asked_for_as_the_server_does() -> None:
-    pytest.importorskip("piper", reason="callers need it")
-    from recipes.tiny import hearing
-    from server import transcriber
-
-    assert hearing.DICTATION_PROMPT == transcriber.PROMPT
-    assert hearing.DICTATION_REQUEST == transcriber.REQUEST
+    assert exchanges.DICTATION_PROMPT == transcriber.PROMPT
+    assert exchanges.DICTATION_REQUEST == transcriber.REQUEST
