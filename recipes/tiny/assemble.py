@@ -41,6 +41,8 @@ MARKER_ROWS = "thinker.model.embed_tokens.marker_rows"
 ADAPTERS = ("thinker.manners.", "thinker.listening.")
 ADAPTER_SCALE = 2.0
 PRONUNCIATIONS = "thinker.model.embed_tokens.pronunciations"
+# An encoder that nobody has trained says nothing, rather than noise.
+LAST_OF_VISION = "thinker.visual.merger.mlp.2.weight"
 EMBEDDING = f"{TEXT}embed_tokens.weight"
 
 log = logging.getLogger("assemble")
@@ -203,7 +205,7 @@ def tokenizer(gguf: Gguf) -> Tokenizer:
 
 def fresh_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """Initialise one tensor that nobody has trained yet; it depends on its name and the seed alone."""
-    if name.endswith("bias") or name.endswith((".alpha", ".beta")):
+    if name == LAST_OF_VISION or name.endswith(("bias", ".alpha", ".beta")):
         return torch.zeros(shape)
     if len(shape) == 1:  # what is left are the scales of norms
         return torch.ones(shape)
