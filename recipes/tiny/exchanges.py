@@ -36,10 +36,14 @@ class Exchange:
     key: str = ""
 
 
-def exchange(seed: int, index: int) -> Exchange:
-    """Return number `index` of the endless, reproducible list named by `seed`."""
+def exchange(seed: int, index: int, *, polite: bool = False) -> Exchange:
+    """Return number `index` of the endless, reproducible list named by `seed`.
+
+    `polite` leaves out the answers that say what was said: a test of hearing, and bad manners.
+    """
     rng = random.Random(f"exchange/{seed}/{index}")
-    makers, weights = zip(*MIXTURE, strict=True)
+    mixture = [(maker, weight) for maker, weight in MIXTURE if not (polite and maker is _said)]
+    makers, weights = zip(*mixture, strict=True)
     made: Exchange = rng.choices(makers, weights)[0](rng)
     return Exchange(texts.tidy(made.question), texts.tidy(made.reply), made.key)
 

@@ -70,7 +70,7 @@ class MannersStage:
 
     def validate(self) -> dict[str, float]:
         """Losses on unseen exchanges and on unseen replies of the model's own."""
-        closed = [exchange(KEPT_OUT_SEED, i) for i in range(40)]
+        closed = [exchange(KEPT_OUT_SEED, i, polite=True) for i in range(40)]
         parts = {
             "closed": [(x.question, x.reply) for x in closed],
             "open": self.kept_out,
@@ -90,7 +90,7 @@ class MannersStage:
     def _turn(self, draw: random.Random) -> Pair:
         if self.pairs and draw.random() < OPEN_SHARE:
             return draw.choice(self.pairs)
-        made = exchange(EXCHANGES_SEED, draw.randrange(10**9))
+        made = exchange(EXCHANGES_SEED, draw.randrange(10**9), polite=True)
         return made.question, made.reply
 
     def _tokens(self, system: str, turns: Sequence[Pair]) -> tuple[list[int], list[bool]]:
