@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from model.image import ImageSettings
 from model.omni import LM_HEAD, OmniModel
-from recipes.tiny import tree
+from recipes.tiny import storage, tree
 from recipes.tiny.sources import Array, Gguf, read_ctranslate2, smollm2_path, whisper_path
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ def trained_tensors(folder: Path) -> dict[str, Tensor]:
     """Return what was trained here, in float32."""
     tensors: dict[str, Tensor] = {}
     for path in sorted(set(folder.glob("*.safetensors")) - {folder / "voices.safetensors"}):
-        tensors |= {name: value.float() for name, value in load_file(path).items()}
+        tensors |= storage.read(path)
     return tensors
 
 

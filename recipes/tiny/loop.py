@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from recipes.tiny import storage
 from recipes.tiny.team import Team
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def train(stage: Stage, out: Path, limits: Budget) -> None:
 def start_from(stage: Stage, path: Path) -> None:
     """Fill the stage's shipped part from a file that `ship.py` wrote, whatever prefix it has there."""
     (name,) = stage.shipped
-    wanted, tensors = stage.parts[name].state_dict(), load_file(path)
+    wanted, tensors = stage.parts[name].state_dict(), storage.read(path)
     first = next(iter(wanted))
     prefix = next(key for key in tensors if key.endswith(first)).removesuffix(first)
     stage.parts[name].load_state_dict({key: tensors[prefix + key] for key in wanted})

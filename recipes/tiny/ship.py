@@ -2,7 +2,7 @@
 
     python -m recipes.tiny.ship vocoder dit voices --runs ~/.cache/parley/tiny
 
-float16 holds three bits more than bfloat16, and trained weights stay far inside its range.
+How they are stored: `storage.py`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,8 @@ import argparse
 import logging
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
-
 from model.codec.voice import save_voices
-from recipes.tiny import dit, loop
+from recipes.tiny import dit, loop, storage
 from recipes.tiny.assemble import TRAINED
 from recipes.tiny.dataset import Speech
 
@@ -35,19 +31,6 @@ SHIPPED = {
 KEPT_WITH_RECIPES = ("codec",)
 
 log = logging.getLogger("ship")
-
-
-def shipped(run: Path, part: str, prefix: str) -> dict[str, Tensor]:
-    """Return a part's best averaged weights under published names, in float16.
-
-    Raises:
-        ValueError: a weight does not fit float16.
-    """
-    tensors = {prefix + k: v.to(torch.float16) for k, v in loop.load_average(run, part).items()}
-    broken = [name for name, value in tensors.items() if not value.isfinite().all()]
-    if broken:
-        raise ValueError(f"{run}: {broken[:3]} do not fit float16")
-    return tensors
 
 
 def main() -> None:
@@ -69,15 +52,11 @@ def main() -> None:
             )
             continue
         run, part, prefix = SHIPPED[what]
-        tensors = shipped(args.runs / run, part, prefix)
+        weights = loop.load_average(args.runs / run, part)
         folder = Path(__file__).parent if what in KEPT_WITH_RECIPES else args.to
-        save_file(tensors, folder / f"{what}.safetensors")
-        log.info(
-            "%s: %d tensors, %.1f MB",
-            what,
-            len(tensors),
-            2e-6 * sum(v.numel() for v in tensors.values()),
-        )
+        path = folder / f"{what}.safetensors"
+        storage.write({prefix + name: value for name, value in weights.items()}, path)
+        log.info("%s: %d tensors, %.1f MB", what, len(weights), 1e-6 * path.stat().st_size)
 
 
 if __name__ == "__main__":
