@@ -163,6 +163,7 @@ def train(stage: Stage, out: Path, limits: Budget) -> None:
             break
     for number, handler in former.items():
         signal.signal(number, handler)
+    team.leave()
     log.info("stopped step=%d best=%.4f", progress["step"], progress["best"])
 
 

@@ -58,6 +58,12 @@ class Team:
         dist.all_reduce(wish, dist.ReduceOp.MAX)
         return bool(wish.item())
 
+    def leave(self) -> None:
+        """Part together, when the work is done: threads that outlive their process end it with an abort."""
+        if self.size > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
     def _average(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         groups = optimizer.param_groups
         grads = [p.grad for g in groups for p in g["params"] if p.grad is not None]

@@ -119,6 +119,7 @@ def test_two_members_take_the_step_of_their_mean_gradient(tmp_path: Path) -> Non
         "assert team.agree(stop=team.rank == 1) and not team.agree(stop=False)\n"
         "assert team.seed(1, 2) == ((1, 2) if team.is_first else (1, 2, 1))\n"
         "torch.testing.assert_close(w.detach(), torch.tensor([-0.75, -2.25]))\n"
+        "team.leave()\n"
     )
     path = tmp_path / "member.py"
     path.write_text(script)
