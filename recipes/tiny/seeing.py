@@ -33,8 +33,6 @@ TRAIN_SEED, KEPT_OUT_SEED = 41, 905
 MAX_QUESTIONS = 3
 SIDE = 28  # pixels of a row
 
-Piece = tuple[Tensor, Tensor]  # rows [n, H], positions [3, n]
-
 
 class Vocabulary(nn.Module):
     """The words a row may mean, as unit vectors; the last of each kind is "nothing" and learned. Not shipped."""

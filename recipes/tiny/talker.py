@@ -407,9 +407,8 @@ def initialise(talker: Talker) -> None:
                 (2 * depth) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
             )
             nn.init.normal_(weight, std=scale * weight.shape[1] ** -0.5)
-    with (
-        torch.no_grad()
-    ):  # what spells a token is small beside the rest of its embedding, and matters most
+    # What spells a token is small beside the rest of its embedding, and matters most.
+    with torch.no_grad():
         talker.thinker_to_talker_proj.weight[:, tree.SOURCE_HIDDEN :] *= SPELLING_GAIN
     values = codec.Quantizer(tree.CODE_LEVELS).values(torch.arange(tree.NUM_CODES))
     for seed, table in enumerate((talker.model.embed_tokens.weight, talker.codec_head.weight)):

@@ -264,10 +264,8 @@ class SpokenReply:
         return Voice(talker, omni.config.talker, codec.planner, codec.config.samples_per_code, row)
 
     def _begin(self, options: ReplyOptions) -> None:
-        thinker, sampling = (
-            self._thinker,
-            _sampling(options.thinker, self._shared.omni.generation.thinker),
-        )
+        thinker, own = self._thinker, self._shared.omni.generation
+        sampling = _sampling(options.thinker, own.thinker)
         thinker.wants_token = True
         thinker.sampling, thinker.num_drawn = sampling, 0
         has_penalty = sampling.repetition_penalty != 1
@@ -275,10 +273,7 @@ class SpokenReply:
         self._shared.runner.begin_text(self.lane, seen, has_penalty=has_penalty)
         if self._voice is not None:
             talker = self._voice.talker
-            talker.sampling, talker.num_drawn = (
-                _sampling(options.talker, self._shared.omni.generation.talker),
-                0,
-            )
+            talker.sampling, talker.num_drawn = _sampling(options.talker, own.talker), 0
 
     def _take_token(self, token: int) -> None:
         self._thinker.num_drawn += 1
