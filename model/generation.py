@@ -43,11 +43,18 @@ class Generation:
             if not listed.get("do_sample"):
                 thinker = replace(thinker, temperature=0.0)
             talker = _sampling(listed, "talker_", TALKER_SAMPLING)
+            end_ids = _ids(listed.get("eos_token_id"))
         except (ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} cannot be used: {error}") from None
-        ends = listed.get("eos_token_id")
-        end_ids = [ends] if isinstance(ends, int) else ends or []
-        return cls(tuple(int(i) for i in end_ids), thinker, talker)
+        return cls(end_ids, thinker, talker)
+
+
+def _ids(given: object) -> tuple[int, ...]:
+    """`eos_token_id` may be missing, a number or a list of numbers."""
+    listed = given if isinstance(given, list) else [] if given is None else [given]
+    if not all(type(i) is int for i in listed):
+        raise ValueError(f"eos_token_id is {given!r}; a token number or a list of them is needed")
+    return tuple(listed)
 
 
 def _sampling(listed: dict[str, Any], prefix: str, default: Sampling) -> Sampling:

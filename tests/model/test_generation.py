@@ -42,7 +42,17 @@ def test_the_talker_has_keys_of_its_own(tmp_path: Path) -> None:
     assert found.talker == Sampling(0.4, 40, 0.8, 1.05)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"top_p": 3}', '{"talker_temperature": "warm"}'])
+BROKEN = (
+    "{",
+    "[]",
+    '{"top_p": 3}',
+    '{"talker_temperature": "warm"}',
+    '{"eos_token_id": "<end>"}',
+    '{"eos_token_id": [2, true]}',
+)
+
+
+@pytest.mark.parametrize("text", BROKEN)
 def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "generation_config.json").write_text(text)
     with pytest.raises(CheckpointError, match="generation_config"):
