@@ -146,47 +146,14 @@ def _moving(rng: random.Random, kept_out: bool) -> Scene:
 
 def _questions(rng: random.Random, things: list[Thing]) -> list[Question]:
     """Everything that can be asked without doubt, in random order."""
-    kinds, colours = [t.kind for t in things], [t.colour for t in things]
     asked = [_all_things(things, rng)]
     for thing in things:
-        if thing.kind not in SHAPES:
-            what = "number" if thing.kind.isdigit() else "letter"
-            text = rng.choice((f"What {what} is it?", f"Which {what} do you see?"))
-            asked.append(Question(text, f"It is the {what} {thing.kind}.", thing.kind))
-            asked.append(
-                Question(
-                    f"What color is the {what}?",
-                    f"The {what} is {thing.colour}.",
-                    f"is {thing.colour}",
-                )
-            )
-            continue
-        if kinds.count(thing.kind) == 1:
-            text = rng.choice(("What color is the {}?", "Which color does the {} have?"))
-            asked.append(
-                Question(
-                    text.format(thing.kind),
-                    f"The {thing.kind} is {thing.colour}.",
-                    f"is {thing.colour}",
-                )
-            )
-        if colours.count(thing.colour) == 1:
-            text = rng.choice(("What shape is {}?", "Which shape is {}?"))
-            asked.append(
-                Question(
-                    text.format(thing.colour),
-                    f"The {thing.kind} is {thing.colour}.",
-                    f"The {thing.kind}",
-                )
-            )
-        if (thing.kind, thing.colour) not in [(t.kind, t.colour) for t in things if t is not thing]:
-            asked.append(
-                Question(
-                    f"Where is the {thing.name}?",
-                    f"The {thing.name} is {thing.place}.",
-                    thing.place,
-                )
-            )
+        others = [t for t in things if t is not thing]
+        if thing.kind in SHAPES:
+            asked += _about_shape(rng, thing, others)
+        else:
+            asked += _about_sign(rng, thing)
+    kinds = [thing.kind for thing in things]
     kind = rng.choice(kinds)
     if kind in SHAPES:
         number = NUMBERS[kinds.count(kind)]
@@ -195,6 +162,35 @@ def _questions(rng: random.Random, things: list[Thing]) -> list[Question]:
         asked.append(Question(text.format(plural(kind)), f"I see {number} {what}.", number))
     rng.shuffle(asked)
     return asked
+
+
+def _about_sign(rng: random.Random, thing: Thing) -> list[Question]:
+    """A letter or a digit stands alone."""
+    what = "number" if thing.kind.isdigit() else "letter"
+    text = rng.choice((f"What {what} is it?", f"Which {what} do you see?"))
+    return [
+        Question(text, f"It is the {what} {thing.kind}.", thing.kind),
+        _colour_of(rng, what, thing.colour),
+    ]
+
+
+def _about_shape(rng: random.Random, thing: Thing, others: list[Thing]) -> list[Question]:
+    """Its colour, its kind and its place, each if nothing else fits the question."""
+    asked = []
+    if thing.kind not in [t.kind for t in others]:
+        asked.append(_colour_of(rng, thing.kind, thing.colour))
+    if thing.colour not in [t.colour for t in others]:
+        text = rng.choice(("What shape is {}?", "Which shape is {}?")).format(thing.colour)
+        asked.append(Question(text, f"The {thing.kind} is {thing.colour}.", f"The {thing.kind}"))
+    if (thing.kind, thing.colour) not in [(t.kind, t.colour) for t in others]:
+        place = f"The {thing.name} is {thing.place}."
+        asked.append(Question(f"Where is the {thing.name}?", place, thing.place))
+    return asked
+
+
+def _colour_of(rng: random.Random, what: str, colour: str) -> Question:
+    text = rng.choice(("What color is the {}?", "Which color does the {} have?"))
+    return Question(text.format(what), f"The {what} is {colour}.", f"is {colour}")
 
 
 def _all_things(things: list[Thing], rng: random.Random) -> Question:
