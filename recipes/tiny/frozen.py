@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from model.config import OmniConfig
 from model.image import ImageSettings
 from model.thinker import Thinker
 from model.tokenizer import TextTokenizer
+from recipes.tiny.turns import asked
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -57,20 +60,13 @@ class FrozenThinker:
         positions = torch.arange(rows.shape[1], device=rows.device).expand(3, len(rows), -1)
         return self.thinker.model.whole(rows, positions)
 
+    def said_loss(self, hidden: Tensor, said: Sequence[Tensor]) -> Tensor:
+        """Cross-entropy of what is to be said: hidden states [B, T, H], tokens [t] of each sequence (-1: not asked)."""
+        pairs = [(h[: len(own) - 1], own[1:]) for h, own in zip(hidden, said, strict=True)]
+        before = torch.cat([h[tokens >= 0] for h, tokens in pairs])
+        wanted = torch.cat([tokens[tokens >= 0] for _, tokens in pairs])
+        return F.cross_entropy(self.thinker.logits(before).float(), wanted)
+
     def chat(self, system: str, question: str) -> list[int]:
         """The frame of a chat up to the reply, as the running model writes it."""
-        start, end, encode = (
-            self.tokenizer.im_start_id,
-            self.tokenizer.im_end_id,
-            self.tokenizer.encode,
-        )
-        opening = [start, *encode(f"system\n{system}"), end, *encode("\n")] if system else []
-        return [
-            *opening,
-            start,
-            *encode(f"user\n{question}"),
-            end,
-            *encode("\n"),
-            start,
-            *encode("assistant\n"),
-        ]
+        return asked(self.tokenizer, question, system)

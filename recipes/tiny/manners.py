@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipes.tiny import loop, tree
@@ -110,13 +109,14 @@ class MannersStage:
         with loop.half_precision(self.source.device):
             rows = [self.source.embed(tokens) for tokens, _ in talks]
             hidden = self.source.hidden(nn.utils.rnn.pad_sequence(rows, batch_first=True))
-            before, wanted = [], []
-            for h, (tokens, is_said) in zip(hidden, talks, strict=True):
-                said = torch.tensor(is_said[1:], device=h.device)
-                before.append(h[: len(tokens) - 1][said])
-                wanted.append(torch.tensor(tokens[1:], device=h.device)[said])
-            logits = self.source.thinker.logits(torch.cat(before)).float()
-        return F.cross_entropy(logits, torch.cat(wanted))
+            said = [
+                torch.tensor(
+                    [t if asked else -1 for t, asked in zip(*talk, strict=True)],
+                    device=hidden.device,
+                )
+                for talk in talks
+            ]
+            return self.source.said_loss(hidden, said)
 
 
 def read_pairs(path: Path | None) -> list[Pair]:

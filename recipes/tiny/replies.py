@@ -29,6 +29,7 @@ from model.config import OmniConfig
 from model.tokenizer import TextTokenizer
 from recipes.tiny import texts
 from recipes.tiny.exchanges import exchange
+from recipes.tiny.turns import asked, opening
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,22 +103,11 @@ class BatchedModel:
         tails = [row[longest:].tolist() for row in made]
         return [self.tokenizer.decode(t[: t.index(end)] if end in t else t) for t in tails]
 
-    def turn(self, question: str) -> list[int]:
-        """The frame of a chat up to the reply."""
-        encode, start, end = (
-            self.tokenizer.encode,
-            self.tokenizer.im_start_id,
-            self.tokenizer.im_end_id,
-        )
-        opening, closing = encode(f"user\n{question}"), encode("\n")
-        return [start, *opening, end, *closing, start, *encode("assistant\n")]
-
     def own_questions(self, count: int) -> list[str]:
         """What the model would ask."""
-        opening = [self.tokenizer.im_start_id, *self.tokenizer.encode("user\n")]
         return [
             text.split("\n")[0].strip()
-            for text in self.go_on([opening] * count, MAX_QUESTION_TOKENS)
+            for text in self.go_on([opening(self.tokenizer)] * count, MAX_QUESTION_TOKENS)
         ]
 
 
@@ -143,11 +133,11 @@ def replies(
     torch.manual_seed(seed)
     rng, seen, index = random.Random(seed), set[str](), 0
     while True:
-        asked = [question(seed, index + i, closed=closed) for i in range(BATCH // 2)]
-        asked += [q for q in model.own_questions(BATCH // 2) if q]
+        questions = [question(seed, index + i, closed=closed) for i in range(BATCH // 2)]
+        questions += [q for q in model.own_questions(BATCH // 2) if q]
         index += BATCH
-        turns = [model.turn(q) for q in asked]
-        for q, text in zip(asked, model.go_on(turns, MAX_TOKENS, temperature), strict=True):
+        turns = [asked(model.tokenizer, q) for q in questions]
+        for q, text in zip(questions, model.go_on(turns, MAX_TOKENS, temperature), strict=True):
             spoken = spoken_part(text, rng)
             if spoken and spoken not in seen:
                 seen.add(spoken)

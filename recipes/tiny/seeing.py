@@ -23,6 +23,7 @@ from recipes.tiny import loop, tree
 from recipes.tiny.frozen import FrozenThinker
 from recipes.tiny.hearing import COSINE_SCALE, ROW_STD
 from recipes.tiny.scenes import COLOURS, SHAPES, SIGNS, Scene, scene
+from recipes.tiny.turns import closing, opening
 
 if TYPE_CHECKING:
     import numpy as np
@@ -179,23 +180,13 @@ class SeeingStage:
         positions = nn.utils.rnn.pad_sequence([p.T for _, p, _ in talks], batch_first=True)
         embedded = nn.utils.rnn.pad_sequence([x for x, _, _ in talks], batch_first=True)
         hidden = self.thinker.model.whole(embedded, positions.permute(2, 0, 1))
-        before, wanted = [], []
-        for h, (_, _, tokens) in zip(hidden, talks, strict=True):
-            said = tokens[1:] >= 0
-            before.append(h[: len(tokens) - 1][said])
-            wanted.append(tokens[1:][said])
-        return F.cross_entropy(self.thinker.logits(torch.cat(before)), torch.cat(wanted))
+        return self.source.said_loss(hidden, [said for _, _, said in talks])
 
     def _talk(
         self, seen: Scene, pairs: list[Patches], rows: list[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """A conversation about a scene: rows [T, H], positions [3, T], tokens that are to be said [T] (-1: none)."""
-        source, config = self.source, self.thinker.config
-        encode, start, end = (
-            source.tokenizer.encode,
-            source.tokenizer.im_start_id,
-            source.tokenizer.im_end_id,
-        )
+        source, config, tokenizer = self.source, self.thinker.config, self.source.tokenizer
         timeline = Timeline.for_config(config)
         embedded, positions, said = [], [], []
 
@@ -207,17 +198,16 @@ class SeeingStage:
         def add_text(tokens: list[int], *, is_said: bool = False) -> None:
             add(source.embed(tokens), timeline.text(len(tokens)), tokens if is_said else None)
 
-        add_text([start, *encode("user\n")])
+        add_text(opening(tokenizer))
         add(source.embed([config.vision_start_token_id]), timeline.open_segment(with_audio=False))
         for i, (patches, own) in enumerate(zip(pairs, rows, strict=True)):
             add(own, timeline.pair(i, patches.grid_h // 2, patches.grid_w // 2))
         add(source.embed([config.vision_end_token_id]), timeline.close_segment())
         for i, question in enumerate(seen.questions[:MAX_QUESTIONS]):
-            again = [start, *encode("user\n")] if i else []
-            closing = [end, *encode("\n"), start, *encode("assistant\n")]
-            add_text([*again, *encode(question.text), *closing])
-            add_text([*encode(question.reply), end], is_said=True)
-            add_text(encode("\n"))
+            again = opening(tokenizer) if i else []
+            add_text([*again, *tokenizer.encode(question.text), *closing(tokenizer)])
+            add_text([*tokenizer.encode(question.reply), tokenizer.im_end_id], is_said=True)
+            add_text(tokenizer.encode("\n"))
         device = source.device
         return (
             torch.cat(embedded),
