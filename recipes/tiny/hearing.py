@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import soxr
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ from recipes.tiny.dataset import ALIKE, to_wave
 from recipes.tiny.edits import edit_distance
 from recipes.tiny.exchanges import DICTATION_PROMPT, DICTATION_REQUEST
 from recipes.tiny.frozen import FrozenThinker
+from recipes.tiny.turns import closing, opening
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -118,7 +120,7 @@ class HearingStage:
         waves = list(self.workers.map(augment, (to_wave(pcm) for _, pcm in chosen), rngs))
         with loop.half_precision(self.source.device):
             loss, figures = self._loss(
-                [call for call, _ in chosen], waves, distil=step >= self.distil_after
+                [call for call, _ in chosen], waves, distil=step >= self.distil_after, rngs=rngs
             )
         loop.warm_up(self.optimizers["all"], step, self.lr, 300)
         self.optimizers["all"].zero_grad()
@@ -139,9 +141,14 @@ class HearingStage:
         return {"score": figures["distil"] + 0.1 * (figures["written"] + figures["ctc"]), **figures}
 
     def _loss(
-        self, calls: list[Call], waves: list[Tensor], *, distil: bool
+        self,
+        calls: list[Call],
+        waves: list[Tensor],
+        *,
+        distil: bool,
+        rngs: list[np.random.Generator] | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
-        rows = self.rows(waves)
+        rows = self.rows(waves, rngs)
         tokens = [self.source.tokenizer.encode(call.question) for call in calls]
         loss, wrong = self._ctc(rows, tokens)
         figures = {"ctc": loss.item(), "wrong_tokens": wrong}
@@ -150,10 +157,14 @@ class HearingStage:
             loss, figures = understood + 0.3 * loss, figures | more
         return loss, figures
 
-    def rows(self, waves: list[Tensor]) -> list[Tensor]:
-        """Encode whole clips; blocks of all of them go through the encoder together."""
+    def rows(
+        self, waves: list[Tensor], rngs: list[np.random.Generator] | None = None
+    ) -> list[Tensor]:
+        """Encode whole clips, masked if there are `rngs`; blocks of all of them go through the encoder together."""
         block = self.log_mel.block_samples // 160
-        mels = self.workers.map(lambda wave: self.log_mel(wave[None])[0], waves)
+        mels = list(self.workers.map(lambda wave: self.log_mel(wave[None])[0], waves))
+        if rngs is not None:
+            mels = [mask(mel, rng) for mel, rng in zip(mels, rngs, strict=True)]
         blocks = [mel.to(self.source.device).split(block) for mel in mels]
         encoded = self.encoder.encode_blocks([b for clip in blocks for b in clip])
         counts = [len(clip) for clip in blocks]
@@ -216,30 +227,19 @@ class HearingStage:
 
     def _turn(self, said: Tensor, reply: list[int]) -> Tensor:
         """A turn of rows, and its reply: rows [T, H]."""
-        opening, closing = self._frame()
-        return torch.cat([self.source.embed(opening), said, self.source.embed([*closing, *reply])])
+        tokenizer, embed = self.source.tokenizer, self.source.embed
+        return torch.cat([embed(opening(tokenizer)), said, embed([*closing(tokenizer), *reply])])
 
     def _dictation(self, clip: Tensor, said: list[int]) -> Tensor:
         """What the server asks when it shows the user's words, and these as the reply."""
-        tokenizer = self.source.tokenizer
-        start, end, encode = tokenizer.im_start_id, tokenizer.im_end_id, tokenizer.encode
-        opening, closing = self._frame()
-        system = [start, *encode(f"system\n{DICTATION_PROMPT}"), end, *encode("\n")]
+        tokenizer, embed = self.source.tokenizer, self.source.embed
+        request = [*tokenizer.encode(DICTATION_REQUEST), *closing(tokenizer)]
         return torch.cat(
             [
-                self.source.embed([*system, *opening]),
+                embed(opening(tokenizer, DICTATION_PROMPT)),
                 self._clip(clip),
-                self.source.embed([*encode(DICTATION_REQUEST), *closing, *said]),
+                embed([*request, *said]),
             ]
-        )
-
-    def _frame(self) -> tuple[list[int], list[int]]:
-        """Tokens before and behind what the user says."""
-        tokenizer = self.source.tokenizer
-        start, end, encode = tokenizer.im_start_id, tokenizer.im_end_id, tokenizer.encode
-        return (
-            [start, *encode("user\n")],
-            [end, *encode("\n"), start, *encode("assistant\n")],
         )
 
     def _reply_logits(self, sequences: list[Tensor], counts: list[int]) -> Tensor:
@@ -250,7 +250,10 @@ class HearingStage:
 
 
 def augment(wave: Tensor, rng: np.random.Generator) -> Tensor:
-    """A room, a microphone and background noise, each now and then."""
+    """Another speaker's pitch and pace, a room, a microphone and background noise, each now and then."""
+    if rng.random() < 0.7:  # six synthetic voices are few
+        factor = float(np.exp(rng.uniform(-0.18, 0.18)))
+        wave = torch.from_numpy(soxr.resample(wave.numpy(), INPUT_RATE, INPUT_RATE * factor, "LQ"))
     if rng.random() < 0.4:  # exponentially decaying noise is a plain but serviceable room
         seconds = rng.uniform(0.05, 0.4)
         decay = np.exp(-6.9 * np.arange(int(INPUT_RATE * seconds)) / (INPUT_RATE * seconds))
@@ -272,6 +275,17 @@ def augment(wave: Tensor, rng: np.random.Generator) -> Tensor:
         )
         wave = wave + torch.from_numpy((noise * gain).astype(np.float32))
     return (wave * float(rng.uniform(0.3, 1.5))).clamp(-1, 1)
+
+
+def mask(mel: Tensor, rng: np.random.Generator) -> Tensor:
+    """Hide a band and a moment or two of log-mel [T, M] behind its mean (SpecAugment, Park et al. 2019)."""
+    masked, mean = mel.clone(), mel.mean()
+    for _ in range(2):
+        low, height = int(rng.integers(mel.shape[1])), int(rng.integers(12))
+        start, length = int(rng.integers(len(mel))), int(rng.integers(20))
+        masked[:, low : low + height] = mean
+        masked[start : start + length] = mean
+    return masked
 
 
 def collapse(path: list[int]) -> list[int]:
