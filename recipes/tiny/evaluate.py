@@ -39,10 +39,12 @@ from model.omni import load as load_checkpoint
 from model.reply import AudioDelta, ReplyOptions, TextDelta
 from model.sampling import TALKER_SAMPLING
 from recipes.tiny import codec, dit, talker, vocoder
+from recipes.tiny.aloud import Script, read_aloud
 from recipes.tiny.callers import Call, read_calls
 from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech, to_wave
 from recipes.tiny.exchanges import exchange
 from recipes.tiny.frozen import FrozenThinker
+from recipes.tiny.lessons import Markers
 from recipes.tiny.listen import Listener, comparable, word_errors
 from recipes.tiny.mel import NUM_BINS, SAMPLE_RATE
 from recipes.tiny.rows import read_rows
@@ -52,8 +54,9 @@ if TYPE_CHECKING:
     from model.codec.dit import Dit
     from model.codec.vocoder import Vocoder
     from model.codec.voice import Voice
+    from model.talker import Talker
 
-MAX_READ_FRAMES = 900
+MAX_CODES = 250
 KEPT_OUT_QUESTIONS, KEPT_OUT_SCENES = 901, 906  # seeds nothing is trained on
 
 Resynthesis = Callable[[Clip], NDArray[np.float32]]
@@ -107,14 +110,16 @@ def through_dit(
 class Reader:
     """Talker, flow and vocoder of three runs, reading given texts."""
 
-    stage: talker.TalkerStage
-    lessons: dict[str, talker.Lesson]
+    talker: Talker
+    markers: Markers
+    rows: dict[str, tuple[Tensor, Tensor]]
     flow: Dit
     vocoder: Vocoder
     voices: list[Voice]
 
     def __call__(self, clip: Clip) -> NDArray[np.float32]:
-        codes = self.stage.read_aloud(self.lessons[clip.text], TALKER_SAMPLING)
+        script = Script(*self.rows[clip.text], clip.voice)
+        (codes,) = read_aloud(self.talker, self.markers, [script], [TALKER_SAMPLING], MAX_CODES)
         voice, count = self.voices[clip.voice], len(codes)
         if not count:
             return np.zeros(SAMPLE_RATE, np.float32)
@@ -130,18 +135,12 @@ class Reader:
 
 def through_talker(args: argparse.Namespace, speech: Speech, best: bool) -> Resynthesis:
     source = FrozenThinker.load(args.checkpoint, "cpu")
-    clips = [clip for clip in speech.kept_out if clip.num_frames < MAX_READ_FRAMES]
-    lessons = talker.make_lessons(source, codec.load(args.codec), clips, read_rows(args.rows))
     config = source.config.talker
     assert config is not None
-    markers = talker.Markers.of(source)
-    stage = talker.TalkerStage(
-        lessons, lessons, markers, None, config, batch=1, lr=0.0, device="cpu", seed=0
-    )
-    stage.talker = talker.load(args.run, config, best=best)
     return Reader(
-        stage,
-        dict(zip([c.text for c in clips], lessons, strict=True)),
+        talker.load(args.run, config, best=best),
+        Markers.of(source),
+        read_rows(args.rows),
         dit.load(args.dit),
         vocoder.load(args.vocoder),
         dit.make_voices(speech),

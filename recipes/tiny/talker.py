@@ -24,7 +24,6 @@ The codes carry hardly any voice, so each clip is read by the other voice half o
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,13 +34,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.rope import Timeline
-from model.sampling import Sampling, SamplingBatch, sample
-from model.talker import Talker, suppressed_codes
-from recipes.tiny import align, codec, dit, loop, tree, vocabulary
-from recipes.tiny.dataset import ALIKE, VOICE_NAMES, Clip, Speech
-from recipes.tiny.frozen import FrozenThinker
-from recipes.tiny.rows import read_rows
+from model.talker import Talker
+from recipes.tiny import codec, dit, loop, tree
+from recipes.tiny.dataset import ALIKE, VOICE_NAMES
+from recipes.tiny.lessons import (
+    SLOTS,
+    Lesson,
+    Markers,
+    Vocabulary,
+    prepared,
+    reply_stream,
+    speech_positions,
+    spelled_only,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,7 +56,6 @@ if TYPE_CHECKING:
 
 MAX_CODES = 250
 NUM_PHONEMES = 1 + len(codec.PHONEMES)
-SLOTS = 8  # phonemes asked of one token
 PRONOUNCED_AFTER, GUIDED, SOUNDED_AFTER = 2, ((2, 0), (3, 0), (3, 3)), 4  # layers; (layer, head)
 GUIDE, PHONEME, PRONUNCIATION = 0.3, 0.3, 0.2
 DROPOUT = 0.1  # of what a layer adds
@@ -60,44 +64,9 @@ SPELLED_ONLY = 0.5  # so many replies lose all of their rows but the spelling, o
 SPELLING_GAIN = 2 / tree.SPELLING_SCALE  # of its columns at the start
 OWN_VOICE = 0.5  # a clip keeps its voice so often; else either is drawn
 SHARE_OF_FEMALE = 0.3
-# Words asked without sound, and rows of them beside each batch. With 14 000 words the loss stayed at that of a guess.
-NUM_WORDS, UNREAD = 4_000, (16, 20)
+UNREAD = (16, 20)  # rows of words without sound beside each batch
 
 log = logging.getLogger("talker")
-
-
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """One reply to be spoken: Thinker rows [P, H] and [n, H] (float16), codes [N], voice.
-
-    Per code the token being spoken (-1: none) and its phoneme (0: none) [N]; per token its phonemes [n, SLOTS].
-    """
-
-    prompt_rows: Tensor
-    reply_rows: Tensor
-    codes: Tensor
-    voice: int
-    token_spoken: Tensor
-    phoneme_spoken: Tensor
-    pronunciation: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Markers:
-    """The Thinker's embeddings that frame a reply, [H] each; `voices` [V, H]."""
-
-    end: Tensor
-    pad: Tensor
-    voices: Tensor
-
-    @classmethod
-    def of(cls, source: FrozenThinker) -> Markers:
-        table = source.thinker.model.embed_tokens.weight.float()
-        config = source.config.talker
-        assert config is not None
-        tokens = dict(tree.VOICES.values())
-        voices = table[[tokens[source] for source in VOICE_NAMES]]
-        return cls(table[config.tts_text_end_token_id], table[config.tts_text_pad_token_id], voices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,37 +79,6 @@ class Stack:
     phonemes: Tensor  # [B, T]
     looked_at: Tensor  # [B, T] the row to attend to
     pronunciations: Tensor  # [B, T, SLOTS]
-
-
-@dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """Words, commonest first: embeddings [V, H] and phonemes [V, SLOTS]; hidden states [K, H] to mix in."""
-
-    embeddings: Tensor
-    phonemes: Tensor
-    hidden: Tensor
-
-    @classmethod
-    def of(cls, source: FrozenThinker, lessons: dict[str, tuple[Tensor, Tensor]]) -> Vocabulary:
-        ranked = vocabulary.words(source.tokenizer)[:NUM_WORDS]
-        phonemes = [list(align.word_phonemes(word)) for _, word in ranked]
-        hidden = [
-            rows.float() - source.embed(source.tokenizer.encode(text)).float()
-            for text, (_, rows) in list(lessons.items())[:800]
-        ]
-        return cls(
-            source.embed([token for token, _ in ranked]).float(),
-            torch.tensor([(own + [0] * SLOTS)[:SLOTS] for own in phonemes]),
-            torch.cat(hidden),
-        )
-
-    def draw(self, rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Rows h + e [*shape, H] of random words, and their phonemes [*shape, SLOTS]."""
-        power = rng.choice((1, 3), shape)
-        known = min(NUM_WORDS, len(self.phonemes))
-        words = torch.from_numpy((known * rng.random(shape) ** power).astype(np.int64))
-        moods = torch.from_numpy(rng.integers(0, len(self.hidden), shape))
-        return self.embeddings[words] + self.hidden[moods], self.phonemes[words]
 
 
 class Guides(nn.Module):
@@ -185,12 +123,8 @@ class TalkerStage:
         }
 
     def train_step(self, step: int, rng: np.random.Generator) -> dict[str, float]:
-        drawn = rng.choice(len(self.train), ALIKE * self.batch, p=self.odds)
-        alike = sorted((self.train[i] for i in drawn), key=lambda lesson: len(lesson.codes))
-        first = int(rng.integers(ALIKE)) * self.batch
-        lessons = alike[first : first + self.batch]
         with loop.half_precision(self.device):
-            loss, figures = self._loss(self._stack(lessons, rng))
+            loss, figures = self.lesson_loss(rng)
             if self.words is not None:
                 unread = self._unread_loss(self.words, rng)
                 loss, figures["unread"] = loss + PRONUNCIATION * unread, unread.item()
@@ -212,28 +146,21 @@ class TalkerStage:
         # Codes have more than one right answer: what is learned by heart raises their loss while reading gets better.
         return {"score": figures["sound"], **figures}
 
-    @torch.inference_mode()
-    def read_aloud(self, lesson: Lesson, sampling: Sampling) -> Tensor:
-        """Draw the codes [N] of a lesson's reply, feeding each back; plain and slow."""
-        drawn = torch.zeros(0, dtype=torch.int64)
-        seen = torch.zeros(1, self.config.decoder.vocab_size, dtype=torch.bool)
-        seen[0, list(self.talker.prompt_history())] = True
-        suppressed = suppressed_codes(self.config, tree.codec_decoder().dit)
-        while len(drawn) < MAX_CODES:
-            unknown = torch.full_like(drawn, -1)
-            asked = dataclasses.replace(
-                lesson, codes=drawn, token_spoken=unknown, phoneme_spoken=unknown
-            )
-            stack = self._sequence(asked, None)
-            x = self.talker.thinker_to_talker_proj(stack.rows)[None]
-            logits = self.talker.logits(self.talker.model.whole(x, stack.positions[:, None])[:, -1])
-            batch = SamplingBatch.pack([sampling], [len(drawn)], torch.device("cpu"))
-            code = int(sample(logits, batch, seen, suppressed))
-            if code in self.config.stop_ids:
-                break
-            seen[0, code] = True
-            drawn = torch.cat([drawn, torch.tensor([code])])
-        return drawn
+    def lesson_loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Loss of a batch of recorded lessons of nearly one length."""
+        drawn = rng.choice(len(self.train), ALIKE * self.batch, p=self.odds)
+        alike = sorted((self.train[i] for i in drawn), key=lambda lesson: len(lesson.codes))
+        first = int(rng.integers(ALIKE)) * self.batch
+        return self._loss(self._stack(alike[first : first + self.batch], rng))
+
+    def log_likelihood(self, lessons: list[Lesson]) -> Tensor:
+        """Log-likelihood of every code and stop of the lessons, one after the other [codes + lessons]."""
+        stack = self._stack(lessons, None)
+        x = self.talker.thinker_to_talker_proj(stack.rows).float()
+        hidden = self.talker.model.whole(x, stack.positions)
+        inside = stack.codes >= 0
+        logits = self.talker.codec_head(hidden[inside]).float()
+        return -F.cross_entropy(logits, stack.codes[inside], reduction="none")
 
     def _loss(self, stack: Stack) -> tuple[Tensor, dict[str, float]]:
         model = self.talker.model
@@ -317,7 +244,7 @@ class TalkerStage:
         after = F.pad(codes, (0, 1), value=config.tts_codec_end_token_id if is_whole else -1)
         reply_rows = lesson.reply_rows.to(device).float()
         if rng is not None and rng.random() < SPELLED_ONLY:
-            reply_rows = F.pad(reply_rows[:, tree.SOURCE_HIDDEN :], (tree.SOURCE_HIDDEN, 0))
+            reply_rows = spelled_only(reply_rows)
         reply = reply_stream(reply_rows, self.markers, len(before))
         voice_row = self.markers.voices[voice] + self.talker.embed_codes(
             torch.tensor(config.tts_codec_pad_token_id, device=device)
@@ -367,29 +294,13 @@ def asked_loss(logits: Tensor, wanted: Tensor) -> Tensor:
 def lesson_odds(lessons: list[Lesson]) -> NDArray[np.float64]:
     """Chance of each lesson: by length within a voice, the scarce female voice more often than its share."""
     lengths = np.array([len(x.codes) for x in lessons], np.float64)
-    is_female = np.array([VOICE_NAMES[x.voice] == "gongitsune" for x in lessons])
+    is_female = np.array([VOICE_NAMES[x.voice] == "gongitsune" for x in lessons], bool)
     odds = np.where(
         is_female,
         SHARE_OF_FEMALE * lengths / max(1.0, lengths[is_female].sum()),
         (1 - SHARE_OF_FEMALE) * lengths / max(1.0, lengths[~is_female].sum()),
     )
     return odds / odds.sum()
-
-
-def reply_stream(reply_rows: Tensor, markers: Markers, length: int) -> Tensor:
-    """The rows r_0 … of a reply: its text, the end marker once, the pad marker for ever; cut to `length`."""
-    pads = markers.pad.expand(max(0, length - len(reply_rows) - 1), -1)
-    return torch.cat([reply_rows, markers.end[None], pads])[:length]
-
-
-def speech_positions(prompt_len: int, num_steps: int) -> Tensor:
-    """Positions [3, prompt + voice + steps] as the running model assigns them."""
-    timeline = Timeline()
-    prompt = timeline.text(prompt_len)
-    voice, first, second = timeline.talker_start()
-    steps = torch.arange(second - 1, second - 1 + num_steps)
-    steps[0] = first
-    return torch.cat([prompt, torch.cat([torch.tensor([voice]), steps]).expand(3, -1)], dim=1)
 
 
 def initialise(talker: Talker) -> None:
@@ -413,70 +324,6 @@ def initialise(talker: Talker) -> None:
     values = codec.Quantizer(tree.CODE_LEVELS).values(torch.arange(tree.NUM_CODES))
     for seed, table in enumerate((talker.model.embed_tokens.weight, talker.codec_head.weight)):
         dit.embed_by_value(table, values, seed)
-
-
-@torch.inference_mode()
-def make_lessons(
-    source: FrozenThinker,
-    tokenizer: codec.Tokenizer,
-    clips: list[Clip],
-    rows: dict[str, tuple[Tensor, Tensor]],
-) -> list[Lesson]:
-    """Encode and align every clip whose text has rows; one that cannot be aligned is left out."""
-    lessons, text_tokens = [], source.tokenizer
-    for clip in (clip for clip in clips if clip.text in rows):
-        mel, _ = codec.padded_mel([clip])
-        values, codes = tokenizer.encode(mel)
-        heard = tokenizer.read(values)[0].numpy()
-        pieces = [text_tokens.decode([i]) for i in text_tokens.encode(clip.text)]
-        phonemes = align.token_phonemes(pieces)
-        try:
-            tokens_at, phonemes_at = align.spoken_at(heard, phonemes)
-        except ValueError:
-            continue
-        said = [(own + [0] * SLOTS)[:SLOTS] for own in phonemes]
-        prompt_rows, reply_rows = rows[clip.text]
-        lesson = Lesson(
-            prompt_rows,
-            reply_rows,
-            codes[0].clone(),
-            clip.voice,
-            torch.from_numpy(tokens_at),
-            torch.from_numpy(phonemes_at),
-            torch.tensor(said),
-        )
-        lessons.append(lesson)
-    log.info("lessons %d of %d clips", len(lessons), len(clips))
-    return lessons
-
-
-@dataclass(frozen=True, slots=True)
-class Course:
-    """All that one run is taught."""
-
-    train: list[Lesson]
-    kept_out: list[Lesson]
-    markers: Markers
-    words: Vocabulary
-
-
-def prepared(args: argparse.Namespace) -> Course:
-    """Make the lessons, or take those a run made before: delete its `course.pt` when there is more speech."""
-    path = args.out / "course.pt"
-    if path.exists():
-        course: Course = torch.load(path, weights_only=False)  # written below, by ourselves
-        return course
-    speech, tokenizer = Speech(args.data), codec.load(args.codec)
-    source, rows = FrozenThinker.load(args.checkpoint, "cpu"), read_rows(args.rows)
-    course = Course(
-        make_lessons(source, tokenizer, speech.train, rows),
-        make_lessons(source, tokenizer, speech.kept_out, rows),
-        Markers.of(source),
-        Vocabulary.of(source, rows),
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(course, path)
-    return course
 
 
 def load(out: Path, config: TalkerConfig, *, best: bool = True) -> Talker:
