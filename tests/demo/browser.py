@@ -106,7 +106,10 @@ class Visitor:
 
     def speak(self, text: str = "What is the sea doing today?") -> dict[str, float]:
         """Begins to speak; returns when the words start and end, on the page's clock."""
-        samples = say(text, 24_000, voice="en-gb")
+        return self.utter(say(text, 24_000, voice="en-gb"))
+
+    def utter(self, samples: np.ndarray) -> dict[str, float]:
+        """The same with a recording, int16 at 24 kHz."""
         encoded = base64.b64encode(samples.tobytes()).decode()
         return dict(self.page.evaluate("([pcm, rate]) => lab.speak(pcm, rate)", [encoded, 24_000]))
 

