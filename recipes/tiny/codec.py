@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 SILENCE = float(np.log(FLOOR))
 MAX_FRAMES = 600
-CTC_WEIGHT = 0.25
+CTC_WEIGHT = 1.0
 # Mel is roughly -6 ± 3; networks prefer it around zero.
 MEL_MEAN, MEL_STD = -6.0, 3.0
 # What is said, without stress, length and pauses: those are for the mel to teach.
