@@ -6,11 +6,14 @@
 
 r_t is h + e of the reply's tokens, one per code; then the end marker's embedding; then the pad marker's.
 
-Next-code prediction alone takes very long to discover that text and sound run in parallel. Three further losses say so;
-all need only the forced alignment (`align.py`), and none leaves a trace in the shipped weights' layout:
+Next-code prediction alone takes very long to discover that text and sound run in parallel. Further losses say so, and
+more; they need only the forced alignment (`align.py`) and the codec, and leave no trace in the shipped weights' layout:
 
 * **guide**: in a few heads, attention goes to the row of the token that is being spoken;
 * **phoneme**: halfway up, a row can tell which phoneme it is about to sound;
+* **legible**: what the codec's phoneme reader hears in codes drawn here is what it hears in the recorded ones. To
+  next-code prediction all wrong codes are alike; to a listener they are not (straight-through gradient over the codes'
+  values, as in differentiable reward optimisation, Du et al. 2025);
 * **pronunciation**: low down, a token's row can tell all of its phonemes. This needs no sound, so it is also asked of
   rows of words that nobody has read aloud: thousands, commonest most often.
 
@@ -57,7 +60,7 @@ if TYPE_CHECKING:
 MAX_CODES = 250
 NUM_PHONEMES = 1 + len(codec.PHONEMES)
 PRONOUNCED_AFTER, GUIDED, SOUNDED_AFTER = 2, ((2, 0), (3, 0), (3, 3)), 4  # layers; (layer, head)
-GUIDE, PHONEME, PRONUNCIATION = 0.3, 0.3, 0.2
+GUIDE, PHONEME, PRONUNCIATION, LEGIBLE = 0.3, 0.3, 0.2, 0.3
 DROPOUT = 0.1  # of what a layer adds
 WRONG_CODES = 0.15  # so many of the codes fed back are drawn at random, as its own slips will be
 SPELLED_ONLY = 0.5  # so many replies lose all of their rows but the spelling, or sentences are learned by heart
@@ -101,6 +104,7 @@ class TalkerStage:
         words: Vocabulary | None,
         config: TalkerConfig,
         *,
+        judge: codec.Tokenizer | None = None,
         batch: int,
         lr: float,
         device: str,
@@ -113,6 +117,7 @@ class TalkerStage:
         self.talker = Talker(config)
         initialise(self.talker)
         self.talker.to(device).prepare()
+        self.judge = judge.to(device).requires_grad_(False) if judge else None
         self.guides = Guides(config.decoder.hidden_size).to(device)
         self.parts: dict[str, nn.Module] = {"talker": self.talker, "guides": self.guides}
         parameters = [*self.talker.parameters(), *self.guides.parameters()]
@@ -194,6 +199,9 @@ class TalkerStage:
             "sound": sound.item(),
             "said": said.item(),
         }
+        if self.judge is not None:
+            legible = legibility(self.judge, logits, stack.codes)
+            loss, figures["legible"] = loss + LEGIBLE * legible, legible.item()
         return loss + GUIDE * guided + PHONEME * sound + PRONUNCIATION * said, figures
 
     def _unread_loss(self, words: Vocabulary, rng: np.random.Generator) -> Tensor:
@@ -291,6 +299,32 @@ def asked_loss(logits: Tensor, wanted: Tensor) -> Tensor:
     return F.cross_entropy(logits[asked].float(), wanted[asked])
 
 
+def legibility(judge: codec.Tokenizer, logits: Tensor, codes: Tensor) -> Tensor:
+    """How much less a reader understands of codes drawn from `logits` than of the recorded `codes` [B, T] (-1: none).
+
+    `logits` [n, V] belong to the codes asked, in their order. Mean KL divergence of the reader's odds, two per code.
+    """
+    inside = codes >= 0
+    is_code = codes[inside] < tree.NUM_CODES
+    odds = logits[is_code, : tree.NUM_CODES].softmax(-1)
+    values = judge.quantizer.values
+    expected = odds @ values(torch.arange(tree.NUM_CODES, device=odds.device))
+    drawn = values(odds.detach().multinomial(1)[:, 0])
+    own = drawn + expected - expected.detach()
+    counts = (inside & (codes < tree.NUM_CODES)).sum(1).tolist()
+    heard = [
+        judge.read(nn.utils.rnn.pad_sequence(list(v.split(counts)), batch_first=True))
+        for v in (values(codes[inside][is_code]), own)
+    ]
+    width = heard[0].shape[1] // 2
+    asked = (
+        torch.arange(width, device=codes.device)
+        < torch.tensor(counts, device=codes.device)[:, None]
+    )
+    wanted, found = (x.unflatten(1, (width, 2))[asked].flatten(0, 1) for x in heard)
+    return F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+
+
 def lesson_odds(lessons: list[Lesson]) -> NDArray[np.float64]:
     """Chance of each lesson: by length within a voice, the scarce female voice more often than its share."""
     lengths = np.array([len(x.codes) for x in lessons], np.float64)
@@ -353,6 +387,7 @@ def main() -> None:
         course.markers,
         course.words,
         config,
+        judge=codec.load(args.codec),
         batch=args.batch,
         lr=args.lr or 5e-4,
         device=args.device,

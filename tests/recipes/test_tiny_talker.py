@@ -1,0 +1,90 @@
+"""The Talker's training: codes are as likely there as where they were drawn, many at once as each alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+# Recipes have requirements of their own, which the product's tests do without.
+pytest.importorskip("piper")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("soundfile")
+
+from model.sampling import TALKER_SAMPLING
+from recipes.tiny import codec, tree
+from recipes.tiny.aloud import Script, read_aloud
+from recipes.tiny.lessons import SLOTS, Lesson, Markers
+from recipes.tiny.talker import TalkerStage, legibility
+
+
+@pytest.fixture(scope="module")
+def stage() -> TalkerStage:
+    config = tree.config().talker
+    assert config is not None
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(4, tree.HIDDEN, generator=generator)
+    markers = Markers(vectors[0], vectors[1], vectors[2:])
+    stage = TalkerStage([], [], markers, None, config, batch=1, lr=0.0, device="cpu", seed=0)
+    stage.talker.eval()
+    return stage
+
+
+def scripts() -> list[Script]:
+    generator = torch.Generator().manual_seed(1)
+    sizes = ((4, 3, 0), (17, 6, 1), (9, 1, 1))
+    return [
+        Script(*(torch.randn(n, tree.HIDDEN, generator=generator).half() for n in (p, r)), voice)
+        for p, r, voice in sizes
+    ]
+
+
+def lesson(script: Script, codes: torch.Tensor) -> Lesson:
+    unknown, unsaid = torch.full_like(codes, -1), torch.zeros(0, SLOTS, dtype=torch.int64)
+    return Lesson(
+        script.prompt_rows, script.reply_rows, codes, script.voice, unknown, unknown, unsaid
+    )
+
+
+def test_many_readings_at_once_are_as_each_alone(stage: TalkerStage) -> None:
+    settings = [dataclasses.replace(TALKER_SAMPLING, seed=i) for i in range(3)]
+    together = read_aloud(stage.talker, stage.markers, scripts(), settings, 30)
+    assert {len(codes) for codes in together} != {0}
+    for script, setting, codes in zip(scripts(), settings, together, strict=True):
+        (alone,) = read_aloud(stage.talker, stage.markers, [script], [setting], 30)
+        assert torch.equal(alone, codes)
+
+
+def test_a_reading_is_as_likely_in_training_as_where_it_was_drawn(stage: TalkerStage) -> None:
+    """Greedy codes are each the likeliest under the layout that training uses: both see the same rows."""
+    greedy = dataclasses.replace(TALKER_SAMPLING, temperature=0.0, repetition_penalty=1.0)
+    for script in scripts():
+        (codes,) = read_aloud(stage.talker, stage.markers, [script], [greedy], 12)
+        for t in range(len(codes)):
+            others = [codes[:t], codes[t : t + 1] + torch.arange(1, 6)]
+            said = stage.log_likelihood([lesson(script, codes[: t + 1])])[t]
+            for other in others[1] % tree.NUM_CODES:
+                changed = torch.cat([others[0], other[None]])
+                assert stage.log_likelihood([lesson(script, changed)])[t] <= said
+
+
+def test_recorded_codes_are_wholly_legible_and_following_the_gradient_makes_others_so() -> None:
+    torch.manual_seed(0)
+    judge = codec.Tokenizer().eval().requires_grad_(False)
+    codes = torch.full((2, 9), -1)
+    codes[0, 2:6], codes[0, 6] = torch.randint(tree.NUM_CODES, (4,)), tree.CODEC_EOS
+    codes[1, 4:] = torch.randint(tree.NUM_CODES, (5,))
+    asked = codes[codes >= 0]
+    sure = torch.full((len(asked), 1024), -50.0)
+    sure[torch.arange(len(asked)), asked] = 50.0
+    assert legibility(judge, sure, codes) < 1e-6
+    logits = torch.zeros(len(asked), 1024, requires_grad=True)
+    seen = []
+    for _ in range(60):
+        seen.append(legibility(judge, logits, codes))
+        (slope,) = torch.autograd.grad(seen[-1], logits)
+        assert not slope[4].any()  # the stop has no sound
+        logits = (logits - 3_000 * slope).detach().requires_grad_()
+    first, last = torch.stack(seen[:10]).mean(), torch.stack(seen[-10:]).mean()
+    assert last < 0.7 * first
