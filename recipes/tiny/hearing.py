@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 COSINE_SCALE = 20.0
+CTC_WEIGHT = 0.3  # beside distillation
 VALIDATED = 60  # clips
 # Whisper's layers know many voices already; ours are few, and synthetic.
 LEARNED_SHARE = 0.25
@@ -67,12 +68,14 @@ class HearingStage:
         batch: int,
         lr: float,
         distil_after: int,
+        distil_every: int = 1,
         seed: int,
     ) -> None:
         torch.manual_seed(seed)
         self.source, self.thinker = source, source.thinker
         self.train, self.kept_out = train, kept_out
-        self.batch, self.lr, self.distil_after = batch, lr, distil_after
+        self.batch, self.lr = batch, lr
+        self.distil_after, self.distil_every = distil_after, distil_every
         self.workers = ThreadPoolExecutor(1 if source.device == "cpu" else 8)
         self.log_mel = LogMel(
             self.thinker.config.audio.num_mel_bins, self.thinker.config.audio.block_frames
@@ -119,9 +122,10 @@ class HearingStage:
         )  # one each, so that the order in which threads finish changes nothing
         waves = list(self.workers.map(augment, (to_wave(pcm) for _, pcm in chosen), rngs))
         with loop.half_precision(self.source.device):
-            loss, figures = self._loss(
-                [call for call, _ in chosen], waves, distil=step >= self.distil_after, rngs=rngs
-            )
+            distil = step >= self.distil_after and step % self.distil_every == 0
+            loss, figures = self._loss([c for c, _ in chosen], waves, distil=distil, rngs=rngs)
+            if step >= self.distil_after and not distil:
+                loss = CTC_WEIGHT * loss
         loop.warm_up(self.optimizers["all"], step, self.lr, 300)
         self.optimizers["all"].zero_grad()
         loss.backward()
@@ -154,7 +158,7 @@ class HearingStage:
         figures = {"ctc": loss.item(), "wrong_tokens": wrong}
         if distil:
             understood, more = self._understand(calls, rows, tokens)
-            loss, figures = understood + 0.3 * loss, figures | more
+            loss, figures = understood + CTC_WEIGHT * loss, figures | more
         return loss, figures
 
     def rows(
@@ -300,6 +304,9 @@ def main() -> None:
     loop.add_arguments(parser, steps=60_000, batch=8)
     parser.add_argument("--checkpoint", type=Path, required=True, help="the assembled checkpoint")
     parser.add_argument("--distil-after", type=int, default=4_000)
+    parser.add_argument(
+        "--distil-every", type=int, default=1, help="so many steps; CTC alone costs a tenth"
+    )
     parser.set_defaults(data=Path("~/.cache/parley/tiny/callers").expanduser())
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -311,6 +318,7 @@ def main() -> None:
         batch=args.batch,
         lr=args.lr or 3e-4,
         distil_after=args.distil_after,
+        distil_every=args.distil_every,
         seed=args.seed,
     )
     loop.train(stage, args.out, loop.budget(args))

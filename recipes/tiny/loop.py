@@ -129,7 +129,7 @@ def train(stage: Stage, out: Path, limits: Budget) -> None:
         for number in (signal.SIGTERM, signal.SIGINT)
     }
     team.average_before_steps(stage.optimizers.values())
-    began, sums, count = time.monotonic(), dict[str, float](), 0
+    began, seen = time.monotonic(), dict[str, list[float]]()
     first_step, full_lr = progress["step"], stage.lr
     while progress["step"] < limits.steps:
         step = progress["step"]
@@ -142,16 +142,16 @@ def train(stage: Stage, out: Path, limits: Budget) -> None:
         figures = stage.train_step(step, np.random.default_rng(team.seed(limits.seed, step)))
         _average(stage, averages, step, 1 - 1 / limits.average_over)
         for name, value in figures.items():
-            sums[name] = sums.get(name, 0.0) + value
-        progress["step"], count = step + 1, count + 1
+            seen.setdefault(name, []).append(value)  # not every step has every figure
+        progress["step"] = step + 1
         if progress["step"] % limits.report_every == 0 and team.is_first:
             _report(
                 out,
                 progress["step"],
-                {k: v / count for k, v in sums.items()},
+                {name: float(np.mean(values)) for name, values in seen.items()},
                 time.monotonic() - began,
             )
-            sums, count = {}, 0
+            seen = {}
         spent = bool(asked_to_stop) or (time.monotonic() - began) / 60 > limits.minutes
         last = team.agree(stop=spent) or progress["step"] == limits.steps
         if last or progress["step"] % limits.validate_every == 0:
