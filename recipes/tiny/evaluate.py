@@ -47,6 +47,7 @@ from recipes.tiny.frozen import FrozenThinker
 from recipes.tiny.lessons import Markers
 from recipes.tiny.listen import Listener, comparable, word_errors
 from recipes.tiny.mel import NUM_BINS, SAMPLE_RATE
+from recipes.tiny.plots import plot_mels
 from recipes.tiny.rows import read_rows
 from recipes.tiny.scenes import scene
 
@@ -246,6 +247,8 @@ def measure(
         origin_heard.append((listener.transcribe(original(clip)), heard))
         if keep:
             soundfile.write(keep / f"{i:03d}.wav", wave, SAMPLE_RATE)
+            pair = ((f"original: {clip.text}", original(clip)), (f"heard: {heard}", wave))
+            plot_mels(pair, keep / f"{i:03d}.png")
             with (keep / "heard.jsonl").open("a") as file:
                 file.write(json.dumps({"said": clip.text, "heard": heard}) + "\n")
     return {
@@ -289,7 +292,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--newest", action="store_true", help="newest averaged weights, not the best"
     )
-    parser.add_argument("--keep", type=Path, help="folder for the sound made")
+    parser.add_argument("--keep", type=Path, help="folder for the sound made and its spectrograms")
     return parser.parse_args()
 
 

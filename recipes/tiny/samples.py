@@ -2,8 +2,9 @@
 
     python -m recipes.tiny.samples --checkpoint ~/.cache/parley/omni-tiny --to docs/samples
 
-Writes `NN-question.ogg`, `NN-reply.ogg` (Opus) and a table with what was asked, what was answered, and what a
-recogniser hears in the answer. Nothing is chosen afterwards: these are the questions, and each is asked once.
+Writes `NN-question.ogg`, `NN-reply.ogg` (Opus), the replies' spectrograms (`replies.png`) and a table with what was
+asked, what was answered, and what a recogniser hears in the answer. Nothing is chosen afterwards: these are the
+questions, and each is asked once.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from recipes.tiny.dataset import to_wave
 from recipes.tiny.evaluate import said
 from recipes.tiny.listen import Listener
 from recipes.tiny.mel import SAMPLE_RATE
+from recipes.tiny.plots import plot_mels
 from recipes.tiny.speech import level, trim
 
 QUESTIONS = (
@@ -47,6 +49,11 @@ Made by `python -m recipes.tiny.samples`; each question was asked once and nothi
 | | Asked | Voice | Answered | A recogniser (Whisper tiny.en) hears |
 |---|---|---|---|---|
 """
+TAIL = """
+The replies as mel spectrograms, 80 bands up to 12 kHz:
+
+![spectrograms](replies.png)
+"""
 
 
 def main() -> None:
@@ -59,7 +66,7 @@ def main() -> None:
     torch.set_num_threads(1)
     args.to.mkdir(parents=True, exist_ok=True)
     omni, listener, voices = load(args.checkpoint), Listener(), kept_out_voices()
-    lines = []
+    lines, sounds = [], []
     for i, question in enumerate(QUESTIONS):
         caller = list(voices)[i % len(voices)]
         asked = level(trim(voices[caller][1](question, random.Random(i))))
@@ -73,10 +80,12 @@ def main() -> None:
         write(args.to / f"{stem}-question.ogg", asked, INPUT_RATE)
         write(args.to / f"{stem}-reply.ogg", sound, SAMPLE_RATE)
         heard = listener.transcribe(sound) if len(sound) else ""
+        sounds.append((f"{stem} {voice}: {text}", sound))
         links = f"[question]({stem}-question.ogg) [reply]({stem}-reply.ogg)"
         lines.append(f"| {links} | {question} | {caller} | {voice}: {text} | {heard} |\n")
         print(lines[-1], end="", flush=True)
-    (args.to / "README.md").write_text(HEAD + "".join(lines))
+    plot_mels(sounds, args.to / "replies.png")
+    (args.to / "README.md").write_text(HEAD + "".join(lines) + TAIL)
 
 
 def write(path: Path, wave: np.ndarray[tuple[int], np.dtype[np.float32]], rate: int) -> None:
