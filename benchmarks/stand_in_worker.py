@@ -1,6 +1,6 @@
 """A worker without a model: it speaks the packets and answers every turn with the same words and the same sound.
 
-    python benchmarks/stand_in_worker.py SOCKET [--fault exit|silent|stuck] [--sound-seconds 1.0] [--lanes 64]
+    python benchmarks/stand_in_worker.py SOCKET [--fault exit|silent|stuck|late] [--sound-seconds 1.0] [--lanes 64]
 
 What the gateway costs can be measured with it, and how it takes a worker's faults, without waiting for one to load.
 """
@@ -158,7 +158,10 @@ class StandIn:
 
 
 def beat(worker: StandIn, link: ThreadedLink[Command], fault: str) -> None:
-    """Say once a second that we live, unless the fault is that we do not; stuck: work waits, no step ends."""
+    """Say once a second that we live, unless the fault is that we do not.
+
+    stuck: work waits, no step ends; late: while there are sessions, a reply is a minute late.
+    """
     while fault != "silent":
         time.sleep(HEARTBEAT_S)
         steps = 1 if fault == "stuck" else worker.num_steps
@@ -170,6 +173,7 @@ def beat(worker: StandIn, link: ThreadedLink[Command], fault: str) -> None:
                 len(worker.sessions),
                 1000,
                 100_000_000,
+                60_000 if fault == "late" and worker.sessions else 0,
             )
         )
 
@@ -178,7 +182,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("socket", type=Path)
     parser.add_argument("--model", default="stand-in")
-    parser.add_argument("--fault", choices=("", "exit", "silent", "stuck"), default="")
+    parser.add_argument("--fault", choices=("", "exit", "silent", "stuck", "late"), default="")
     parser.add_argument("--sound-seconds", type=float, default=1.0)
     parser.add_argument("--pace", type=float, default=0.0, help="times real time; 0: at once")
     parser.add_argument("--lanes", type=int, default=64)

@@ -36,6 +36,7 @@ TOO_MANY_FAILED_KEYS = Refusal(429, "rate_limit_exceeded", "Too many attempts wi
 TOO_MANY_OF_ADDRESS = Refusal(429, "rate_limit_exceeded", "Too many sessions of this address.")
 TOO_MANY_OF_KEY = Refusal(429, "rate_limit_exceeded", "Too many sessions of this key.")
 FULL = Refusal(503, "full", "All places are taken.", 5)
+OVERLOADED = Refusal(503, "full", "The server is behind with its replies.", 5)
 OUT_OF_MEMORY = Refusal(503, "full", "The server is short of memory.", 10)
 
 
@@ -117,6 +118,8 @@ class Admission:
         self.is_draining = False
         self.memory_part = 0.0
         """Of the machine or its container, set once a second."""
+        self.lateness_s = 0.0
+        """Of the worker that is least behind, set once a second."""
 
     def knock(self, address: str, now_ms: int) -> Refusal | None:
         """Judge a handshake before looking at what it brings."""
@@ -139,6 +142,8 @@ class Admission:
             return TOO_MANY_OF_KEY
         if self.num_taken >= min(self.num_places, config.max_sessions or self.num_places):
             return FULL
+        if self.lateness_s > config.max_lateness_s:
+            return OVERLOADED
         if self.memory_part > config.max_memory_part:
             return OUT_OF_MEMORY
         self.num_taken += 1

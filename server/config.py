@@ -100,6 +100,8 @@ class ServerConfig(BaseSettings):
     handshakes_per_s: float = Field(200, gt=0)
     handshakes_per_s_per_address: float = Field(50, gt=0)
     failed_keys_per_minute: float = Field(10, gt=0)
+    max_lateness_s: float = Field(5, gt=0)
+    """Nobody new is let in while a reply has been due for so long on every worker."""
     max_memory_part: float = Field(0.85, gt=0, le=1)
     max_message_bytes: int = Field(24 * MIB, ge=1024)
     inbound_bytes_per_s: float = Field(4 * MIB, gt=0)

@@ -239,6 +239,9 @@ class Gateway:
             now = now_ms()
             for connection in list(self.connections.values()):
                 connection.check_progress(now)
+            self.admission.lateness_s = min(
+                (worker.lateness_s for worker in self.workers if worker.is_ready), default=0.0
+            )
             self.admission.memory_part = memory_part(await asyncio.to_thread(_read_memory))
             if num_sweeps % KEYS_EVERY_SWEEPS == 0:
                 await self._refresh_keys()

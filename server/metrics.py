@@ -71,6 +71,9 @@ class Metrics:
         self.worker_pages_free = gauge("parley_worker_pages_free", "KV pages", ["worker"])
         self.worker_memory = gauge("parley_worker_memory_bytes", "memory", ["worker"])
         self.worker_steps = gauge("parley_worker_steps", "steps since start", ["worker"])
+        self.worker_lateness = gauge(
+            "parley_worker_lateness_seconds", "how long the most neglected reply is due", ["worker"]
+        )
         self.loop_lag_s = histogram(
             "parley_loop_lag_seconds", "delay of a 20 ms timer", buckets=LAG_S
         )

@@ -134,6 +134,11 @@ class WorkerClient:
         self._set(WorkerState.STUCK if is_stuck else WorkerState.READY)
         return silent_s, waiting_s
 
+    @property
+    def lateness_s(self) -> float:
+        """How long its most neglected reply has been due."""
+        return 0.0 if self.status is None else self.status.lateness_ms / 1000
+
     def describe(self) -> dict[str, object]:
         """What a health check shows."""
         status = self.status
@@ -190,6 +195,7 @@ class WorkerClient:
         self._metrics.worker_pages_free.labels(label).set(status.num_pages_free)
         self._metrics.worker_memory.labels(label).set(status.memory_bytes)
         self._metrics.worker_steps.labels(label).set(status.step_count)
+        self._metrics.worker_lateness.labels(label).set(self.lateness_s)
 
     def _set(self, state: WorkerState) -> None:
         if state is self.state:

@@ -29,7 +29,7 @@ import msgspec
 from streaming.errors import LinkError
 from streaming.media import ClipStart, FramePair, MediaChunk
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Grows with every change of this file that the other side could notice."""
 MAX_PACKET_BYTES = 32 * 1024 * 1024
 
@@ -238,6 +238,8 @@ class WorkerStatus(_Packet, frozen=True):
     num_sessions: int
     num_pages_free: int
     memory_bytes: int
+    lateness_ms: int
+    """How long the most neglected reply has been due: nothing of it heard yet, or its playout run dry."""
 
 
 class SessionOpened(_Packet, frozen=True):

@@ -131,6 +131,11 @@ class Engine:
         """A reply is being made; for status reports, from any thread."""
         return any(c.state is TurnState.REPLYING for c in list(self.conversations.values()))
 
+    def lateness_ms(self, now_ms: float) -> float:
+        """How long the most neglected reply has been due; for status reports, from any thread."""
+        paces = [c.pace for c in list(self.conversations.values())]
+        return max((pace.lateness_ms(now_ms) for pace in paces), default=0.0)
+
     def wake_ms(self, now_ms: float) -> float | None:
         """When a reply that waits for its playback may go on; None if only a command can bring work."""
         return self.scheduler.wake_ms(now_ms)

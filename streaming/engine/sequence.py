@@ -87,6 +87,11 @@ class Pace:
             waiting = self.num_delivered - min(max(0, num_played), self.num_delivered)
             self.due_ms = now_ms + waiting / SAMPLES_PER_MS
 
+    def lateness_ms(self, now_ms: float) -> float:
+        """How long a listener has been waiting for the first or the next sound."""
+        waits = self.stage is not Stage.LISTENING and not self.is_held
+        return max(0.0, now_ms - self.due_ms) if waits else 0.0
+
     def lead_ms(self, now_ms: float) -> float:
         """How far finished sound is ahead of playback."""
         return max(0.0, self.due_ms - now_ms) if self.stage is Stage.PLAYING else 0.0

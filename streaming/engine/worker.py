@@ -185,6 +185,7 @@ class Worker:
                     num_sessions=len(engine.conversations),
                     num_pages_free=min(pool.num_free for pool in pools),
                     memory_bytes=memory_bytes(engine.omni.device),
+                    lateness_ms=int(engine.lateness_ms(now_ms)),
                 )
             )
 

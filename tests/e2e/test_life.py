@@ -84,6 +84,32 @@ def test_f3_a_worker_that_dies_at_each_start_ends_the_gateway_with_70() -> None:
     assert "failed to start 3 times in a row" in house.text
 
 
+def test_a_worker_that_is_behind_takes_nobody_new_and_keeps_whom_it_has() -> None:
+    async def knock(house: House) -> int:
+        try:
+            async with house.call() as caller:
+                await caller.until("session.created")
+                return 101
+        except InvalidStatus as refusal:
+            assert refusal.response.headers["retry-after"] == "5"
+            return refusal.response.status_code
+
+    async def scene(house: House) -> None:
+        async with house.call() as caller:
+            assert (await caller.ask("Hello"))["status"] == "completed"
+            house.wait_until(lambda: house.figure("parley_worker_lateness_seconds") == 60, 5)
+            await asyncio.sleep(1.1)  # judged once a second
+            assert await knock(house) == 503
+            assert house.http("/readyz")[0] == 200
+            assert (await caller.ask("Still there?"))["status"] == "completed"
+        house.wait_until(lambda: house.figure("parley_worker_lateness_seconds") == 0, 5)
+        await asyncio.sleep(1.1)
+        assert await knock(house) == 101
+
+    with starting("--fault", "late") as house:
+        asyncio.run(scene(house.wait_ready()))
+
+
 def test_settings_that_the_worker_refuses_are_told_once() -> None:
     with starting("--no-such-option", "1") as house:
         assert house.process.wait(15) == 70

@@ -12,6 +12,7 @@ from server.admission import (
     LOADING,
     MAX_ADDRESSES,
     OUT_OF_MEMORY,
+    OVERLOADED,
     TOO_MANY_FAILED_KEYS,
     TOO_MANY_HANDSHAKES,
     TOO_MANY_OF_ADDRESS,
@@ -74,6 +75,14 @@ def test_places_end() -> None:
     door.leave(last)
     door.memory_part = 0.9
     assert door.enter("d", "m") is OUT_OF_MEMORY
+
+
+def test_nobody_new_is_let_in_while_the_server_is_behind() -> None:
+    door = admission(max_lateness_s=5)
+    door.lateness_s = 5.1
+    assert door.enter("a", "k") is OVERLOADED
+    door.lateness_s = 4.9
+    assert isinstance(door.enter("a", "k"), Place)
 
 
 @settings(deadline=None)  # of a busy machine it measures the others

@@ -127,7 +127,7 @@ def test_progress_is_steps_while_work_waits() -> None:
     made._take_ready(Ready(CAPACITY))
 
     def status(steps: int, *, has_work: bool) -> WorkerStatus:
-        return WorkerStatus(steps, 0, has_work, 1, 50, 10)
+        return WorkerStatus(steps, 0, has_work, 1, 50, 10, 0)
 
     made._receive(status(1, has_work=True))
     made._step_s -= 30

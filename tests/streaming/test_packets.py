@@ -137,10 +137,10 @@ def test_the_layout_on_the_wire_is_this() -> None:
     )  # fmt: skip
     layout |= {struct.__name__: struct.__struct_fields__ for struct in structs}
     text = "\n".join(f"{name} {' '.join(fields)}" for name, fields in sorted(layout.items()))
-    assert (PROTOCOL, text) == (2, WIRE_2)
+    assert (PROTOCOL, text) == (3, WIRE_3)
 
 
-WIRE_2 = """\
+WIRE_3 = """\
 AppendChunk session_id turn_id chunk
 AppendImage session_id turn_id image
 AppendPair session_id turn_id pair
@@ -174,7 +174,7 @@ TurnTruncated session_id turn_id heard_samples text
 Usage input_text_tokens input_audio_tokens input_image_tokens \
 cached_text_tokens cached_audio_tokens cached_image_tokens output_text_tokens output_audio_tokens
 VideoFrame capture_sample jpeg
-WorkerStatus step_count last_step_age_ms has_work num_sessions num_pages_free memory_bytes"""
+WorkerStatus step_count last_step_age_ms has_work num_sessions num_pages_free memory_bytes lateness_ms"""
 
 
 def test_media_travels_as_raw_bytes() -> None:

@@ -170,3 +170,17 @@ def test_pending_is_a_queue_of_ready_rows() -> None:
     seq.append(Segment(np.zeros((3, 2), np.int64)))  # an encoder still works on it
     assert seq.num_ready(10) == 3
     assert seq.num_pending == 5
+
+
+def test_lateness_is_how_long_a_listener_waits_for_the_first_or_the_next_sound() -> None:
+    pace = Pace()
+    assert pace.lateness_ms(1e6) == 0  # nobody waits while the user speaks
+    pace.wait(1000, speech=True)
+    assert pace.lateness_ms(1700) == 700
+    pace.deliver(24_000, 2000)
+    assert pace.lateness_ms(2900) == 0
+    assert pace.lateness_ms(3250) == 250  # run dry
+    pace.is_held = True
+    assert pace.lateness_ms(9000) == 0
+    pace.listen(0)
+    assert pace.lateness_ms(9000) == 0

@@ -95,6 +95,7 @@ def test_a_worker_answers_beats_and_drains(tmp_path: Path, checkpoint_dir: Path)
         status = gateway.wait_for(WorkerStatus)
         assert isinstance(status, WorkerStatus)
         assert status.step_count > 0
+        assert status.lateness_ms < 5000
         gateway.send(CommitTurn("a", 1, GREEDY), CancelTurn("a", 1, 0))
         gateway.wait_for(TurnDone)
         process.send_signal(signal.SIGTERM)
