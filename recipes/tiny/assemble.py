@@ -243,7 +243,7 @@ def write(folder: Path, trained: Path, tensors: dict[str, Tensor], dtype: torch.
     for kind in ("", "video_"):
         pixels = json.dumps(tree.PIXELS, indent=2)
         (folder / f"{kind}preprocessor_config.json").write_text(pixels + "\n")
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2]}) + "\n")
+    (folder / "generation_config.json").write_text(json.dumps(tree.GENERATION) + "\n")
     (folder / "system_prompt.txt").write_text(tree.SYSTEM_PROMPT + "\n")
     tokenizer(Gguf.open(smollm2_path())).save(str(folder / "tokenizer.json"))
     shutil.copyfile(trained / "voices.safetensors", folder / "voices.safetensors")

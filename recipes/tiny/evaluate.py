@@ -24,7 +24,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,7 @@ from model.chat import Chat
 from model.omni import load as load_checkpoint
 from model.reply import AudioDelta, ReplyOptions, TextDelta
 from model.sampling import TALKER_SAMPLING
-from recipes.tiny import codec, dit, talker, vocoder
+from recipes.tiny import codec, dit, talker, tree, vocoder
 from recipes.tiny.aloud import Script, read_aloud
 from recipes.tiny.callers import Call, read_calls
 from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech, to_wave
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from model.talker import Talker
 
 MAX_CODES = 250
+SAMPLING = replace(TALKER_SAMPLING, temperature=tree.TALKER_TEMPERATURE)
 KEPT_OUT_QUESTIONS, KEPT_OUT_SCENES = 901, 906  # seeds nothing is trained on
 
 Resynthesis = Callable[[Clip], NDArray[np.float32]]
@@ -120,7 +121,7 @@ class Reader:
 
     def __call__(self, clip: Clip) -> NDArray[np.float32]:
         script = Script(*self.rows[clip.text], clip.voice)
-        (codes,) = read_aloud(self.talker, self.markers, [script], [TALKER_SAMPLING], MAX_CODES)
+        (codes,) = read_aloud(self.talker, self.markers, [script], [SAMPLING], MAX_CODES)
         voice, count = self.voices[clip.voice], len(codes)
         if not count:
             return np.zeros(SAMPLE_RATE, np.float32)
