@@ -52,7 +52,7 @@ def read_aloud(
         num_pages=sum(len(r.pages) for r in reading),
         page_size=PAGE,
         dtype=torch.float32,
-        device=torch.device("cpu"),
+        device=_CPU,
     )
     opening = [r.span(0, len(r.opening)) for r in reading]
     talker(torch.cat([r.opening for r in reading]), ForwardBatch.pack(opening, PAGE, _CPU), cache)

@@ -57,7 +57,6 @@ if TYPE_CHECKING:
     from model.codec.voice import Voice
     from model.talker import Talker
 
-MAX_CODES = 250
 SAMPLING = replace(TALKER_SAMPLING, temperature=tree.TALKER_TEMPERATURE)
 KEPT_OUT_QUESTIONS, KEPT_OUT_SCENES = 901, 906  # seeds nothing is trained on
 
@@ -121,7 +120,7 @@ class Reader:
 
     def __call__(self, clip: Clip) -> NDArray[np.float32]:
         script = Script(*self.rows[clip.text], clip.voice)
-        (codes,) = read_aloud(self.talker, self.markers, [script], [SAMPLING], MAX_CODES)
+        (codes,) = read_aloud(self.talker, self.markers, [script], [SAMPLING], talker.MAX_CODES)
         voice, count = self.voices[clip.voice], len(codes)
         if not count:
             return np.zeros(SAMPLE_RATE, np.float32)

@@ -128,8 +128,12 @@ class TalkerStage:
         }
 
     def train_step(self, step: int, rng: np.random.Generator) -> dict[str, float]:
+        drawn = rng.choice(len(self.train), ALIKE * self.batch, p=self.odds)
+        alike = sorted((self.train[i] for i in drawn), key=lambda lesson: len(lesson.codes))
+        first = int(rng.integers(ALIKE)) * self.batch
+        lessons = alike[first : first + self.batch]
         with loop.half_precision(self.device):
-            loss, figures = self.lesson_loss(rng)
+            loss, figures = self._loss(self._stack(lessons, rng))
             if self.words is not None:
                 unread = self._unread_loss(self.words, rng)
                 loss, figures["unread"] = loss + PRONUNCIATION * unread, unread.item()
@@ -150,22 +154,6 @@ class TalkerStage:
         figures = {name: float(np.mean([p[name] for p in parts])) for name in parts[0]}
         # Codes have more than one right answer: what is learned by heart raises their loss while reading gets better.
         return {"score": figures["sound"], **figures}
-
-    def lesson_loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Loss of a batch of recorded lessons of nearly one length."""
-        drawn = rng.choice(len(self.train), ALIKE * self.batch, p=self.odds)
-        alike = sorted((self.train[i] for i in drawn), key=lambda lesson: len(lesson.codes))
-        first = int(rng.integers(ALIKE)) * self.batch
-        return self._loss(self._stack(alike[first : first + self.batch], rng))
-
-    def log_likelihood(self, lessons: list[Lesson]) -> Tensor:
-        """Log-likelihood of every code and stop of the lessons, one after the other [codes + lessons]."""
-        stack = self._stack(lessons, None)
-        x = self.talker.thinker_to_talker_proj(stack.rows).float()
-        hidden = self.talker.model.whole(x, stack.positions)
-        inside = stack.codes >= 0
-        logits = self.talker.codec_head(hidden[inside]).float()
-        return -F.cross_entropy(logits, stack.codes[inside], reduction="none")
 
     def _loss(self, stack: Stack) -> tuple[Tensor, dict[str, float]]:
         model = self.talker.model
@@ -304,23 +292,19 @@ def legibility(judge: codec.Tokenizer, logits: Tensor, codes: Tensor) -> Tensor:
 
     `logits` [n, V] belong to the codes asked, in their order. Mean KL divergence of the reader's odds, two per code.
     """
-    inside = codes >= 0
-    is_code = codes[inside] < tree.NUM_CODES
-    odds = logits[is_code, : tree.NUM_CODES].softmax(-1)
+    is_code = (codes >= 0) & (codes < tree.NUM_CODES)  # a stop is asked, but has no sound
+    odds = logits[is_code[codes >= 0], : tree.NUM_CODES].softmax(-1)
     values = judge.quantizer.values
     expected = odds @ values(torch.arange(tree.NUM_CODES, device=odds.device))
     drawn = values(odds.detach().multinomial(1)[:, 0])
     own = drawn + expected - expected.detach()
-    counts = (inside & (codes < tree.NUM_CODES)).sum(1).tolist()
+    counts = is_code.sum(1)
     heard = [
-        judge.read(nn.utils.rnn.pad_sequence(list(v.split(counts)), batch_first=True))
-        for v in (values(codes[inside][is_code]), own)
+        judge.read(nn.utils.rnn.pad_sequence(list(v.split(counts.tolist())), batch_first=True))
+        for v in (values(codes[is_code]), own)
     ]
     width = heard[0].shape[1] // 2
-    asked = (
-        torch.arange(width, device=codes.device)
-        < torch.tensor(counts, device=codes.device)[:, None]
-    )
+    asked = torch.arange(width, device=codes.device) < counts[:, None]
     wanted, found = (x.unflatten(1, (width, 2))[asked].flatten(0, 1) for x in heard)
     return F.kl_div(found, wanted, reduction="batchmean", log_target=True)
 

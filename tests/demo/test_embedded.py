@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.embedded import ANSWERS, CHECKPOINT, question, require_checkpoint
+from tests.e2e.embedded import ANSWERS, CHECKPOINT, question, require_checkpoint, whisper
 from tests.e2e.house import House
 
 if TYPE_CHECKING:
@@ -38,8 +38,6 @@ def house() -> Iterator[House]:
 def test_the_answer_is_heard_and_captioned(
     visit: Callable[..., Visitor], house: House, name: str, wanted: str
 ) -> None:
-    from recipes.tiny.listen import Listener
-
     visitor = visit(f"http://127.0.0.1:{house.port}/")
     visitor.start()
     visitor.keep_sound()
@@ -51,7 +49,7 @@ def test_the_answer_is_heard_and_captioned(
         "first sound %.0f ms, %d underruns", visitor.figure("ttfa_ms"), visitor.figure("underruns")
     )
     caption = visitor.at("caption-assistant").text_content()
-    heard = Listener().transcribe(*visitor.heard())
+    heard = whisper().transcribe(*visitor.heard())
     assert wanted in heard.lower(), f"captioned {caption!r}, heard as {heard!r}"
     assert wanted in caption.lower()
     visitor.until(lambda: visitor.at("caption-user").text_content() != "", PATIENCE_S)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ import soundfile
 import soxr
 
 from tests.e2e.house import ROOT
+
+if TYPE_CHECKING:
+    from recipes.tiny.listen import Listener
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 CHECKPOINT = CACHE / "parley" / "omni-tiny"
@@ -30,6 +35,14 @@ def require_checkpoint() -> None:
     )
     if not (CHECKPOINT / "model.safetensors").exists():
         pytest.skip("make test assembles omni-tiny first", allow_module_level=True)
+
+
+@functools.cache
+def whisper() -> Listener:
+    """The judge, loaded once."""
+    from recipes.tiny.listen import Listener
+
+    return Listener()
 
 
 def question(name: str) -> Samples:

@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from tests.e2e.embedded import ANSWERS, CHECKPOINT, RATE, Sound, question, require_checkpoint
+from tests.e2e.embedded import (
+    ANSWERS,
+    CHECKPOINT,
+    RATE,
+    Sound,
+    question,
+    require_checkpoint,
+    whisper,
+)
 from tests.e2e.house import House
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from recipes.tiny.listen import Listener as Whisper
 
 require_checkpoint()
 
@@ -29,13 +35,6 @@ def tiny_house() -> Iterator[House]:
         yield made.wait_ready()
     finally:
         made.close()
-
-
-@pytest.fixture(scope="module")
-def whisper() -> Whisper:
-    from recipes.tiny.listen import Listener
-
-    return Listener()
 
 
 def spoken(name: str) -> bytes:
@@ -58,15 +57,13 @@ async def hold(house: House, question: bytes) -> tuple[str, Sound]:
 
 
 @pytest.mark.parametrize(("name", "wanted"), ANSWERS)
-def test_a_spoken_question_is_answered_aloud(
-    tiny_house: House, whisper: Whisper, name: str, wanted: str
-) -> None:
+def test_a_spoken_question_is_answered_aloud(tiny_house: House, name: str, wanted: str) -> None:
     caption, sound = asyncio.run(hold(tiny_house, spoken(name)))
-    heard = whisper.transcribe(sound, RATE)
+    heard = whisper().transcribe(sound, RATE)
     assert wanted in heard.lower(), f"said {caption!r}, heard as {heard!r}"
 
 
-def test_the_sound_says_its_caption(tiny_house: House, whisper: Whisper) -> None:
+def test_the_sound_says_its_caption(tiny_house: House) -> None:
     """Typed, so that hearing has no part in it: most words of the caption are heard."""
 
     async def turn() -> tuple[str, Sound]:
@@ -77,5 +74,5 @@ def test_the_sound_says_its_caption(tiny_house: House, whisper: Whisper) -> None
     caption, sound = asyncio.run(turn())
     from recipes.tiny.listen import word_errors
 
-    heard = whisper.transcribe(sound, RATE)
+    heard = whisper().transcribe(sound, RATE)
     assert word_errors([(caption, heard)]).rate < 0.5, (caption, heard)
