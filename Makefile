@@ -17,8 +17,9 @@ SERVE_OPTIONS ?=
 TALK_OPTIONS ?= $(if $(findstring build/,$(MODEL)),--max-text-tokens 40 --max-codes 200)
 URL ?=
 LOAD_OPTIONS ?=
+MEASURE_OPTIONS ?=
 
-.PHONY: help install format lint types test test-gpu check clients serve demo screenshots talk bench load clean
+.PHONY: help install format lint types test test-gpu check clients serve demo screenshots measure talk bench load clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -72,6 +73,9 @@ demo: install  ## the page against a scripted peer: no model, needs nothing but 
 
 screenshots: install  ## take the pictures of the page in docs/images (needs Chromium)
 	$(BIN)/python -m tests.demo.screenshots
+
+measure: install $(TINY)/model.safetensors  ## two minutes of talk in real Chromium: first sound and underruns (MEASURE_OPTIONS=--minutes 5)
+	$(BIN)/python -m tests.demo.measure $(MEASURE_OPTIONS)
 
 $(TINY)/model.safetensors: $(wildcard model/tiny/*.safetensors) recipes/tiny/assemble.py recipes/tiny/tree.py | $(VENV)/.weights
 	$(BIN)/python -m recipes.tiny.assemble $(TINY)
