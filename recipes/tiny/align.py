@@ -1,19 +1,15 @@
-"""Where in a clip each token of its text is spoken: phonemes per token, and a forced alignment of codes with them.
+"""When in a clip each phoneme of its text sounds: forced alignment.
 
-The codec's phoneme reader gives, twice per code, the odds of every phoneme; the best monotonic path through the
-text's phonemes says when each one sounds. It teaches the Talker where to look; nothing of it runs in the product.
+Something that hears phonemes gives, every 20 ms, the odds of each; the best monotonic path through the text's phonemes
+says when each one sounds. It tells the codec what to keep and the Talker where to look; nothing of it runs in the
+product.
 """
 
 from __future__ import annotations
 
-import functools
-import re
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from recipes.tiny.codec import PHONEMES
-from recipes.tiny.speech import ipa
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,31 +19,6 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 BLANK = 0
-
-
-def token_phonemes(pieces: Sequence[str]) -> list[list[int]]:
-    """Share out the phonemes (1-based) of each word among its tokens, in proportion to their letters.
-
-    `pieces` are the tokens' own texts, in order. Punctuation gets none.
-    """
-    text = "".join(pieces)
-    owner = [i for i, piece in enumerate(pieces) for _ in piece]
-    shares: list[list[int]] = [[] for _ in pieces]
-    for word in re.finditer(r"\S+", text):
-        letters = [
-            owner[at] for at in range(*word.span()) if text[at].isalnum() or text[at] in "$%"
-        ]
-        phonemes = word_phonemes(word[0])
-        for i, phoneme in enumerate(phonemes):
-            if letters:
-                shares[letters[i * len(letters) // len(phonemes)]].append(phoneme)
-    return shares
-
-
-@functools.cache
-def word_phonemes(word: str) -> tuple[int, ...]:
-    """Phonemes of one word as espeak-ng says it, 1-based."""
-    return tuple(1 + PHONEMES.index(c) for c in ipa(word) if c in PHONEMES)
 
 
 def forced_path(log_probs: NDArray[np.float32], targets: Sequence[int]) -> Ints:
@@ -84,21 +55,18 @@ def forced_path(log_probs: NDArray[np.float32], targets: Sequence[int]) -> Ints:
     return np.array([(frames[0] + frames[-1]) // 2 for frames in inside], np.int64)
 
 
-def spoken_at(
-    log_probs: NDArray[np.float32], phonemes_by_token: Sequence[Sequence[int]]
-) -> tuple[Ints, Ints]:
-    """Say for each code [N] which token is being spoken and which phoneme; `log_probs` [2 N, 1 + phonemes].
+def sounding(
+    log_probs: NDArray[np.float32], targets: Sequence[int], moments: NDArray[np.float64]
+) -> Ints:
+    """Say for each of the `moments`, in frames of `log_probs`, which of the targets sounds, by its place.
 
-    Between two phonemes the nearer one counts; behind the last one, and where the text has none, token and phoneme
-    are -1 and 0.
+    Between two targets the nearer one counts; behind the last one, and of an empty list, none: -1.
+
+    Raises:
+        ValueError: there are fewer frames than targets need.
     """
-    tokens = np.array([i for i, own in enumerate(phonemes_by_token) for _ in own], np.int64)
-    phonemes = np.array([p for own in phonemes_by_token for p in own], np.int64)
-    num_codes = len(log_probs) // 2
-    if not len(phonemes):
-        return np.full(num_codes, -1), np.zeros(num_codes, np.int64)
-    at = forced_path(log_probs, phonemes.tolist())
-    middle = 2 * np.arange(num_codes) + 0.5
-    nearest = np.searchsorted((at[1:] + at[:-1]) / 2, middle)
-    is_past = middle > at[-1] + 4
-    return np.where(is_past, -1, tokens[nearest]), np.where(is_past, 0, phonemes[nearest])
+    if not targets:
+        return np.full(len(moments), -1)
+    at = forced_path(log_probs, targets)
+    nearest = np.searchsorted((at[1:] + at[:-1]) / 2, moments)
+    return np.where(moments > at[-1] + 4, -1, nearest)

@@ -1,6 +1,9 @@
 """Train the codec: mel to one code every 40 ms (25 per second), and a plain decoder back as its judge.
 
-The encoder is used in training only; at run time codes come from the Talker and become mel in the DiT.
+The encoder is used in training only; at run time codes come from the Talker and become mel in the DiT. So it may know
+what is said: ears trained beside it hear where in the clip each phoneme of the text sounds, and it is told. A code then
+holds the phoneme that was meant, even where the sound alone leaves doubt, and how it sounds here.
+
 Three pressures shape a code:
 
 * one finite scalar quantiser of 1 000 entries: 250 bits per second leave no room for the voice, which the
@@ -15,7 +18,6 @@ Three pressures shape a code:
 from __future__ import annotations
 
 import argparse
-import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recipes.tiny import loop
+from recipes.tiny import align, loop
 from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech
 from recipes.tiny.mel import FLOOR, NUM_BINS
-from recipes.tiny.speech import ipa
+from recipes.tiny.phonemes import PHONEMES, phoneme_ids
 from recipes.tiny.tree import CODE_LEVELS, NUM_CODES, REPEATS
 
 if TYPE_CHECKING:
@@ -34,12 +36,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SILENCE = float(np.log(FLOOR))
-MAX_FRAMES = 600
-CTC_WEIGHT = 1.0
+CTC_WEIGHT = 2.0
 # Mel is roughly -6 ± 3; networks prefer it around zero.
 MEL_MEAN, MEL_STD = -6.0, 3.0
-# What is said, without stress, length and pauses: those are for the mel to teach.
-PHONEMES = "abdefhijklmnoprstuvwzæðŋɐɑɔəɚɛɜɡɪɹɾʃʊʌʒʔθᵻɬxβɲ"
+NUM_READ = 1 + len(PHONEMES)  # what a reader tells apart: a blank, and each phoneme
+HALVED = 2  # the encoder's layer behind which a step takes 20 ms
 
 
 class Block(nn.Module):
@@ -82,10 +83,19 @@ class Quantizer(nn.Module):
 
 
 class Tokenizer(nn.Module):
-    """Encoder, quantiser, phoneme reader and plain decoder."""
+    """Ears, encoder, quantiser, phoneme reader and plain decoder."""
 
     def __init__(self, width: int = 192) -> None:
         super().__init__()
+        self.ears = nn.Sequential(
+            Transposed(nn.Conv1d(NUM_BINS, width, 5, padding=2)),
+            Block(width),
+            Transposed(nn.Conv1d(width, width, 4, stride=2, padding=1)),
+            *(Block(width, 9) for _ in range(3)),
+            nn.LayerNorm(width),
+            nn.Linear(width, NUM_READ),
+        )
+        self.told = nn.Embedding(NUM_READ, width)
         self.encoder = nn.Sequential(
             Transposed(nn.Conv1d(NUM_BINS, width, 5, padding=2)),
             Block(width),
@@ -102,7 +112,7 @@ class Tokenizer(nn.Module):
             nn.Linear(len(CODE_LEVELS), width),
             Block(width),
             Block(width),
-            nn.Linear(width, 2 * (1 + len(PHONEMES))),
+            nn.Linear(width, 2 * NUM_READ),
         )
         self.voice = nn.Embedding(len(VOICE_NAMES), width)
         self.widen = nn.Linear(len(CODE_LEVELS), width)
@@ -111,9 +121,21 @@ class Tokenizer(nn.Module):
             *(Block(width) for _ in range(3)), nn.LayerNorm(width), nn.Linear(width, NUM_BINS)
         )
 
-    def encode(self, mel: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn mel [B, T, M], T a multiple of 4, into (values [B, T / 4, D], codes [B, T / 4])."""
-        values, codes = self.quantizer(self.encoder((mel - MEL_MEAN) / MEL_STD))
+    def hear(self, mel: Tensor) -> Tensor:
+        """Return log-probabilities of blank and phonemes in mel [B, T, M], every 20 ms: [B, T / 2, 1 + phonemes]."""
+        return self.ears((mel - MEL_MEAN) / MEL_STD).float().log_softmax(-1)  # type: ignore[no-any-return]
+
+    def encode(self, mel: Tensor, sounding: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn mel [B, T, M], T a multiple of 4, into (values [B, T / 4, D], codes [B, T / 4]).
+
+        `sounding` [B, T / 2] is the phoneme of each 20 ms (0: none).
+        """
+        x = (mel - MEL_MEAN) / MEL_STD
+        for i, layer in enumerate(self.encoder):
+            x = layer(x)
+            if i == HALVED:
+                x = x + self.told(sounding)
+        values, codes = self.quantizer(x)
         return values, codes
 
     def decode(self, values: Tensor, voices: Tensor) -> Tensor:
@@ -169,40 +191,65 @@ class CodecStage:
         return {"score": figures["mel"] + CTC_WEIGHT * figures["ctc"], **figures}
 
     def _loss(self, clips: list[Clip]) -> tuple[Tensor, dict[str, float]]:
-        mel, frames = (x.to(self.device) for x in padded_mel(clips, MAX_FRAMES))
+        mel, frames = (x.to(self.device) for x in padded_mel(clips))
         voices = torch.tensor([clip.voice for clip in clips], device=self.device)
-        values, codes = self.tokenizer.encode(mel)
+        targets = [phoneme_ids(clip.text) for clip in clips]
+        heard = self.tokenizer.hear(mel)
+        values, codes = self.tokenizer.encode(mel, sounding(heard, frames, targets))
         made = self.tokenizer.decode(values, voices)
         inside = torch.arange(mel.shape[1], device=self.device) < frames[:, None]
         mel_loss = (made - mel).abs().mean(-1)[inside].mean()
-        targets = [phoneme_ids(clip.text) for clip in clips]
-        ctc = F.ctc_loss(
-            self.tokenizer.read(values).transpose(0, 1),
-            torch.cat(targets).to(self.device),
-            frames // 2,
-            torch.tensor([len(t) for t in targets]),
-            zero_infinity=True,
+        ctc, ears = (
+            F.ctc_loss(
+                odds.transpose(0, 1),
+                torch.cat(targets).to(self.device),
+                frames // 2,
+                torch.tensor([len(t) for t in targets]),
+                zero_infinity=True,
+            )
+            for odds in (self.tokenizer.read(values), heard)
         )
         used = codes[inside[:, ::REPEATS]].unique().numel() / NUM_CODES
-        return mel_loss + CTC_WEIGHT * ctc, {
+        return mel_loss + CTC_WEIGHT * ctc + ears, {
             "mel": mel_loss.item(),
             "ctc": ctc.item(),
+            "ears": ears.item(),
             "used": used,
         }
 
 
-def padded_mel(clips: Sequence[Clip], max_frames: int = 10_000) -> tuple[Tensor, Tensor]:
+def sounding(heard: Tensor, frames: Tensor, targets: Sequence[Tensor]) -> Tensor:
+    """Which phoneme sounds in each 20 ms [B, T / 2] (0: none), by what the ears `heard` [B, T / 2, 1 + phonemes].
+
+    `frames` [B] are of mel; a clip too short for its phonemes has none.
+    """
+    found = torch.zeros(heard.shape[:2], dtype=torch.long)
+    odds = heard.detach().cpu().numpy()
+    for i, (own, count) in enumerate(zip(targets, (frames // 2).tolist(), strict=True)):
+        try:
+            places = align.sounding(odds[i, :count], own.tolist(), np.arange(float(count)))
+        except ValueError:
+            continue
+        found[i, :count] = F.pad(own, (0, 1))[places]  # none: the last, a zero
+    return found.to(heard.device)
+
+
+@torch.inference_mode()
+def encode_clip(tokenizer: Tokenizer, clip: Clip) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the values [N, D] and codes [N] of a whole clip, and its mel [4 N, M]."""
+    mel, frames = padded_mel([clip])
+    mel = mel.to(tokenizer.told.weight.device)
+    told = sounding(tokenizer.hear(mel), frames, [phoneme_ids(clip.text)])
+    values, codes = tokenizer.encode(mel, told)
+    return values[0], codes[0], mel[0]
+
+
+def padded_mel(clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
     """Stack clips into mel [B, T, M], T whole codes, silence behind; and their frame counts [B]."""
-    mels = [clip.mel()[:max_frames] for clip in clips]
+    mels = [clip.mel() for clip in clips]
     frames = torch.tensor([len(mel) for mel in mels])
     longest = -(-int(frames.max()) // REPEATS) * REPEATS
     return torch.stack([F.pad(m, (0, 0, 0, longest - len(m)), value=SILENCE) for m in mels]), frames
-
-
-@functools.cache
-def phoneme_ids(text: str) -> Tensor:
-    """Return 1-based ids of the phonemes in `text`; 0 is the CTC blank."""
-    return torch.tensor([1 + PHONEMES.index(c) for c in ipa(text) if c in PHONEMES])
 
 
 def load(out: Path, *, best: bool = True) -> Tokenizer:

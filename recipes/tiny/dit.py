@@ -195,9 +195,8 @@ def code_clips(tokenizer: codec.Tokenizer, clips: list[Clip], device: str) -> li
     tokenizer = tokenizer.to(device)
     coded = []
     for clip in clips:
-        mel, _ = codec.padded_mel([clip])
-        _, codes = tokenizer.encode(mel.to(device))
-        coded.append(CodedClip(clip.voice, codes[0].cpu(), mel[0].half()))
+        _, codes, mel = codec.encode_clip(tokenizer, clip)
+        coded.append(CodedClip(clip.voice, codes.cpu(), mel.half().cpu()))
     return coded
 
 

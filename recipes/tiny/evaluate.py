@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
 SAMPLING = replace(TALKER_SAMPLING, temperature=tree.TALKER_TEMPERATURE)
 KEPT_OUT_QUESTIONS, KEPT_OUT_SCENES = 901, 906  # seeds nothing is trained on
+AUDIBLE = 0.02  # of full scale; a reply that never gets there is as good as none
 
 Resynthesis = Callable[[Clip], NDArray[np.float32]]
 
@@ -76,9 +77,8 @@ def through_codec(run: Path, vocoder_run: Path, best: bool) -> Resynthesis:
     tokenizer, voc = codec.load(run, best=best), vocoder.load(vocoder_run, best=best)
 
     def resynthesise(clip: Clip) -> NDArray[np.float32]:
-        mel, _ = codec.padded_mel([clip])
-        values, _ = tokenizer.encode(mel)
-        made: Tensor = tokenizer.decode(values, torch.tensor([clip.voice]))
+        values, _, _ = codec.encode_clip(tokenizer, clip)
+        made: Tensor = tokenizer.decode(values[None], torch.tensor([clip.voice]))
         return np.asarray(voc(made)[0])
 
     return resynthesise
@@ -152,7 +152,7 @@ def speaks(checkpoint: Path, count: int, listener: Listener, keep: Path | None) 
     """Ask `count` typed questions of each voice; print how well its sound says its text."""
     omni = load_checkpoint(checkpoint)
     for voice in omni.voices:
-        pairs, seconds, spent = [], 0.0, 0.0
+        pairs, silent, seconds, spent = [], 0, 0.0, 0.0
         for i in range(count):
             chat = Chat(omni, capacity=2048)
             chat.text(exchange(KEPT_OUT_QUESTIONS, i).question)
@@ -160,11 +160,17 @@ def speaks(checkpoint: Path, count: int, listener: Listener, keep: Path | None) 
             text, wave = said(chat, ReplyOptions(voice=voice, max_text_tokens=40, max_codes=400))
             spent, seconds = spent + time.perf_counter() - began, seconds + len(wave) / SAMPLE_RATE
             pairs.append((text, listener.transcribe(wave) if len(wave) else ""))
+            silent += bool(np.abs(wave).max(initial=0.0) < AUDIBLE)
             if keep:
                 soundfile.write(keep / f"{voice}-{i:03d}.wav", wave, SAMPLE_RATE)
                 with (keep / "heard.jsonl").open("a") as file:
                     file.write(json.dumps({"said": text, "heard": pairs[-1][1]}) + "\n")
-        figures = {"replies": count, "wer": word_errors(pairs).rate, "speed": seconds / spent}
+        figures = {
+            "replies": count,
+            "wer": word_errors(pairs).rate,
+            "silent": silent,
+            "speed": seconds / spent,
+        }
         print(json.dumps({"what": "speaks", "voice": voice, **figures}), flush=True)
 
 

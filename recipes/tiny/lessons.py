@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.rope import Timeline
-from recipes.tiny import align, codec, tree, vocabulary
+from recipes.tiny import align, codec, phonemes, tree, vocabulary
+from recipes.tiny.assemble import spelled
 from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech
 from recipes.tiny.frozen import FrozenThinker
 from recipes.tiny.rows import read_rows
@@ -21,25 +24,76 @@ if TYPE_CHECKING:
     import argparse
 
 SLOTS = 8  # phonemes asked of one token
+MOST_RETOLD = 7  # phonemes in a token of a lesson told anew
 NUM_WORDS = 4_000  # asked without sound; with 14 000 the loss stayed at that of a guess
 
 log = logging.getLogger("lessons")
+
+
+Phonemes = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
     """One reply to be spoken: Thinker rows [P, H] and [n, H] (float16), codes [N], voice.
 
-    Per code the token being spoken (-1: none) and its phoneme (0: none) [N]; per token its phonemes [n, SLOTS].
+    `spelling` has the phonemes (1-based) of each token [n]; counted through all tokens, `sounding` is the place of the
+    one that each code sounds [N] (-1: none).
     """
 
     prompt_rows: Tensor
     reply_rows: Tensor
     codes: Tensor
     voice: int
-    token_spoken: Tensor
-    phoneme_spoken: Tensor
-    pronunciation: Tensor
+    spelling: tuple[Phonemes, ...]
+    sounding: Tensor
+
+    @property
+    def token_spoken(self) -> Tensor:
+        """The token that each code speaks [N] (-1: none)."""
+        return self._of_sounding([i for i, own in enumerate(self.spelling) for _ in own], -1)
+
+    @property
+    def phoneme_spoken(self) -> Tensor:
+        """The phoneme that each code sounds [N] (0: none)."""
+        return self._of_sounding([p for own in self.spelling for p in own], 0)
+
+    @property
+    def slot_spoken(self) -> Tensor:
+        """Which phoneme of its token each code sounds [N], the last slot for those behind it too (-1: none)."""
+        return self._of_sounding(
+            [min(k, SLOTS - 1) for own in self.spelling for k in range(len(own))], -1
+        )
+
+    @property
+    def pronunciation(self) -> Tensor:
+        """The first phonemes of each token [n, SLOTS], zeros behind them."""
+        padded = [(own + (0,) * SLOTS)[:SLOTS] for own in self.spelling]
+        return torch.tensor(padded, dtype=torch.int64).reshape(-1, SLOTS)
+
+    def _of_sounding(self, values: list[int], none: int) -> Tensor:
+        return torch.tensor([*values, none])[self.sounding]
+
+
+def retold(lesson: Lesson, rng: np.random.Generator) -> Lesson:
+    """Return the same sound under other tokens: phonemes are shared out anew, in rows that only spell.
+
+    A small Talker prefers to know tokens by heart; these it has never met, so it has to read. Silent tokens
+    (punctuation) stay where they were.
+    """
+    spelling: list[Phonemes] = []
+    for is_spoken, tokens in itertools.groupby(lesson.spelling, key=bool):
+        if not is_spoken:
+            spelling.extend(tokens)
+            continue
+        sounds = tuple(itertools.chain.from_iterable(tokens))
+        while sounds:
+            size = int(rng.integers(1, MOST_RETOLD + 1))
+            spelling.append(sounds[:size])
+            sounds = sounds[size:]
+    padded = [own + (0,) * (tree.SLOTS - len(own)) for own in spelling]
+    rows = F.pad(spelled(torch.tensor(padded)), (tree.SOURCE_HIDDEN, 0))
+    return dataclasses.replace(lesson, reply_rows=rows, spelling=tuple(spelling))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +125,14 @@ class Vocabulary:
     @classmethod
     def of(cls, source: FrozenThinker, lessons: dict[str, tuple[Tensor, Tensor]]) -> Vocabulary:
         ranked = vocabulary.words(source.tokenizer)[:NUM_WORDS]
-        phonemes = [list(align.word_phonemes(word)) for _, word in ranked]
+        sounds = [list(phonemes.word_phonemes(word)) for _, word in ranked]
         hidden = [
             rows.float() - source.embed(source.tokenizer.encode(text)).float()
             for text, (_, rows) in list(lessons.items())[:800]
         ]
         return cls(
             source.embed([token for token, _ in ranked]).float(),
-            torch.tensor([(own + [0] * SLOTS)[:SLOTS] for own in phonemes]),
+            torch.tensor([(own + [0] * SLOTS)[:SLOTS] for own in sounds]),
             torch.cat(hidden),
         )
 
@@ -122,25 +176,23 @@ def make_lessons(
     """Encode and align every clip whose text has rows; one that cannot be aligned is left out."""
     lessons, text_tokens = [], source.tokenizer
     for clip in (clip for clip in clips if clip.text in rows):
-        mel, _ = codec.padded_mel([clip])
-        values, codes = tokenizer.encode(mel)
-        heard = tokenizer.read(values)[0].numpy()
+        values, codes, _ = codec.encode_clip(tokenizer, clip)
+        heard = tokenizer.read(values[None])[0].numpy()
+        moments = 2 * np.arange(len(codes)) + 0.5  # it is read twice per code
         pieces = [text_tokens.decode([i]) for i in text_tokens.encode(clip.text)]
-        phonemes = align.token_phonemes(pieces)
+        spelling = tuple(tuple(own) for own in phonemes.token_phonemes(pieces))
         try:
-            tokens_at, phonemes_at = align.spoken_at(heard, phonemes)
+            sounding = align.sounding(heard, [p for own in spelling for p in own], moments)
         except ValueError:
             continue
-        said = [(own + [0] * SLOTS)[:SLOTS] for own in phonemes]
         prompt_rows, reply_rows = rows[clip.text]
         lesson = Lesson(
             prompt_rows,
             reply_rows,
-            codes[0].clone(),
+            codes.clone(),
             clip.voice,
-            torch.from_numpy(tokens_at),
-            torch.from_numpy(phonemes_at),
-            torch.tensor(said),
+            spelling,
+            torch.from_numpy(sounding),
         )
         lessons.append(lesson)
     log.info("lessons %d of %d clips", len(lessons), len(clips))

@@ -25,8 +25,8 @@ from wordfreq import top_n_list, word_frequency
 
 from model.tokenizer import TextTokenizer
 from recipes.tiny import tree
-from recipes.tiny.align import token_phonemes, word_phonemes
 from recipes.tiny.assemble import PRONUNCIATIONS, TRAINED
+from recipes.tiny.phonemes import token_phonemes, word_phonemes
 
 if TYPE_CHECKING:
     from torch import Tensor

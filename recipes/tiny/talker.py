@@ -10,7 +10,9 @@ Next-code prediction alone takes very long to discover that text and sound run i
 more; they need only the forced alignment (`align.py`) and the codec, and leave no trace in the shipped weights' layout:
 
 * **guide**: in a few heads, attention goes to the row of the token that is being spoken;
-* **phoneme**: halfway up, a row can tell which phoneme it is about to sound;
+* **spelling** and **slot**: a layer on, a row can tell all phonemes of that token, and which of them it is at: what a
+  reader needs who has never met the word;
+* **phoneme**: after one more layer, it can tell which one it is about to sound;
 * **legible**: what the codec's phoneme reader hears in codes drawn here is what it hears in the recorded ones. To
   next-code prediction all wrong codes are alike; to a listener they are not (straight-through gradient over the codes'
   values, as in differentiable reward optimisation, Du et al. 2025);
@@ -47,6 +49,7 @@ from recipes.tiny.lessons import (
     Vocabulary,
     prepared,
     reply_stream,
+    retold,
     speech_positions,
     spelled_only,
 )
@@ -58,12 +61,14 @@ if TYPE_CHECKING:
     from model.decoder import DecoderLayer
 
 MAX_CODES = 250
-NUM_PHONEMES = 1 + len(codec.PHONEMES)
-PRONOUNCED_AFTER, GUIDED, SOUNDED_AFTER = 2, ((2, 0), (3, 0), (3, 3)), 4  # layers; (layer, head)
-GUIDE, PHONEME, PRONUNCIATION, LEGIBLE = 0.3, 0.3, 0.2, 0.3
+# Layers, and (layer, head).
+PRONOUNCED_AFTER, GUIDED, SPELLED_AFTER, SOUNDED_AFTER = 2, ((2, 0), (3, 0), (3, 3)), 4, 5
+GUIDE, SPELLING, SLOT, PHONEME, PRONUNCIATION, LEGIBLE = 0.3, 0.2, 0.2, 0.3, 0.2, 0.3
 DROPOUT = 0.1  # of what a layer adds
 WRONG_CODES = 0.15  # so many of the codes fed back are drawn at random, as its own slips will be
-SPELLED_ONLY = 0.5  # so many replies lose all of their rows but the spelling, or sentences are learned by heart
+# So many replies are told anew in tokens nobody has met, and so many more lose all of their rows but the spelling, or
+# words and sentences are learned by heart.
+RETOLD, SPELLED_ONLY = 0.4, 0.2
 SPELLING_GAIN = 2 / tree.SPELLING_SCALE  # of its columns at the start
 OWN_VOICE = 0.5  # a clip keeps its voice so often; else either is drawn
 SHARE_OF_FEMALE = 0.3
@@ -81,7 +86,9 @@ class Stack:
     codes: Tensor  # [B, T], -1 where nothing is asked, as in the next ones
     phonemes: Tensor  # [B, T]
     looked_at: Tensor  # [B, T] the row to attend to
-    pronunciations: Tensor  # [B, T, SLOTS]
+    slots: Tensor  # [B, T] which of the phonemes of the token spoken there
+    spellings: Tensor  # [B, T, SLOTS] all of them
+    pronunciations: Tensor  # [B, T, SLOTS] of the row's own token
 
 
 class Guides(nn.Module):
@@ -89,8 +96,15 @@ class Guides(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.sounding = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, NUM_PHONEMES))
-        self.pronounced = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, SLOTS * NUM_PHONEMES))
+
+        def reader(size: int) -> nn.Module:
+            return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, size))
+
+        self.pronounced, self.spelled = (
+            reader(SLOTS * codec.NUM_READ),
+            reader(SLOTS * codec.NUM_READ),
+        )
+        self.slot, self.sounding = reader(SLOTS), reader(codec.NUM_READ)
 
 
 class TalkerStage:
@@ -161,7 +175,8 @@ class TalkerStage:
         rotary = model.rotary.cos_sin(stack.positions.flatten(1), torch.float32)
         # The stream through the layers stays exact; only products are rounded.
         x = self.talker.thinker_to_talker_proj(stack.rows).float()
-        guide, found, sound, said = [], [], x.new_zeros(()), x.new_zeros(())
+        guide, found = [], []
+        sound = said = spelt = slot = x.new_zeros(())
         for i, layer in enumerate(cast("list[DecoderLayer]", list(model.layers))):
             for at, head in GUIDED:
                 if at == i:
@@ -173,6 +188,11 @@ class TalkerStage:
                 said = asked_loss(
                     self.guides.pronounced(x).unflatten(2, (SLOTS, -1)), stack.pronunciations
                 )
+            if i + 1 == SPELLED_AFTER:
+                spelt = asked_loss(
+                    self.guides.spelled(x).unflatten(2, (SLOTS, -1)), stack.spellings
+                )
+                slot = asked_loss(self.guides.slot(x), stack.slots)
             if i + 1 == SOUNDED_AFTER:
                 sound = asked_loss(self.guides.sounding(x), stack.phonemes)
         inside = stack.codes >= 0
@@ -184,13 +204,16 @@ class TalkerStage:
             "right": (logits.argmax(-1) == stack.codes[inside]).float().mean().item(),
             "guide": guided.item(),
             "found": float(np.mean([f.item() for f in found[1:]])),
+            "spelt": spelt.item(),
+            "slot": slot.item(),
             "sound": sound.item(),
             "said": said.item(),
         }
         if self.judge is not None:
             legible = legibility(self.judge, logits, stack.codes)
             loss, figures["legible"] = loss + LEGIBLE * legible, legible.item()
-        return loss + GUIDE * guided + PHONEME * sound + PRONUNCIATION * said, figures
+        reading = SPELLING * spelt + SLOT * slot + PHONEME * sound + PRONUNCIATION * said
+        return loss + GUIDE * guided + reading, figures
 
     def _unread_loss(self, words: Vocabulary, rng: np.random.Generator) -> Tensor:
         """Pronunciation of words without sound, under random codes."""
@@ -221,11 +244,16 @@ class TalkerStage:
             torch.stack([padded(m.codes, -1) for m in made]),
             torch.stack([padded(m.phonemes, -1) for m in made]),
             torch.stack([padded(m.looked_at, -1) for m in made]),
+            torch.stack([padded(m.slots, -1) for m in made]),
+            torch.stack([padded(m.spellings, -1) for m in made]),
             torch.stack([padded(m.pronunciations, -1) for m in made]),
         )
 
     def _sequence(self, lesson: Lesson, rng: np.random.Generator | None) -> Stack:
         config, device = self.config, self.device
+        fate = 1.0 if rng is None else rng.random()
+        if rng is not None and fate < RETOLD:
+            lesson = retold(lesson, rng)
         prompt, voice = lesson.prompt_rows.to(device).float(), lesson.voice
         codes = lesson.codes[:MAX_CODES].to(device)
         fed = codes
@@ -239,7 +267,7 @@ class TalkerStage:
         is_whole = len(codes) == len(lesson.codes)
         after = F.pad(codes, (0, 1), value=config.tts_codec_end_token_id if is_whole else -1)
         reply_rows = lesson.reply_rows.to(device).float()
-        if rng is not None and rng.random() < SPELLED_ONLY:
+        if fate < RETOLD + SPELLED_ONLY:
             reply_rows = spelled_only(reply_rows)
         reply = reply_stream(reply_rows, self.markers, len(before))
         voice_row = self.markers.voices[voice] + self.talker.embed_codes(
@@ -250,13 +278,18 @@ class TalkerStage:
         token = F.pad(lesson.token_spoken[: len(codes)], (0, 1), value=-1)
         has_come = (token >= 0) & (token <= steps)
         phoneme = F.pad(lesson.phoneme_spoken[: len(codes)], (0, 1))
-        said = lesson.pronunciation[: len(before)]
+        slot = F.pad(lesson.slot_spoken[: len(codes)], (0, 1), value=-1)
+        pronunciation = lesson.pronunciation
+        spelling = torch.where(has_come[:, None], pronunciation[token.clamp(min=0)], -1)
+        said = pronunciation[: len(before)]
         return Stack(
             rows,
             speech_positions(len(prompt), len(before)).to(device),
             F.pad(after, (start, 0), value=-1),
             F.pad(phoneme, (start, 0), value=-1).to(device),
             F.pad(torch.where(has_come, token + start, -1), (start, 0), value=-1).to(device),
+            F.pad(torch.where(has_come, slot, -1), (start, 0), value=-1).to(device),
+            F.pad(spelling, (0, 0, start, 0), value=-1).to(device),
             F.pad(said, (0, 0, start, len(before) - len(said)), value=-1).to(device),
         )
 

@@ -12,16 +12,16 @@ pytest.importorskip("piper")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("soundfile")
 
-from recipes.tiny import align
+from recipes.tiny import align, phonemes
 
 
 def test_every_phoneme_of_a_word_goes_to_one_of_its_tokens_in_order() -> None:
-    shares = align.token_phonemes(["The", " cap", "ital", " of", " France", ".", " 2", "0"])
+    shares = phonemes.token_phonemes(["The", " cap", "ital", " of", " France", ".", " 2", "0"])
     words = [["The"], ["capital"], ["of"], ["France."], ["20"]]
     owners = [[0], [1, 2], [3], [4, 5], [6, 7]]
     for (word,), tokens in zip(words, owners, strict=True):
         joined = [p for i in tokens for p in shares[i]]
-        assert joined == list(align.word_phonemes(word))
+        assert joined == list(phonemes.word_phonemes(word))
         assert all(shares[i] for i in tokens if i != 5)
     assert shares[5] == []
 
@@ -49,6 +49,6 @@ def test_a_code_belongs_to_the_nearest_phoneme_and_to_none_after_the_last() -> N
     log_probs = np.full((24, 3), -9.0, np.float32)
     log_probs[:, 0] = -0.1
     log_probs[4, 1] = log_probs[10, 2] = 0.0
-    tokens, phonemes = align.spoken_at(log_probs, [[1], [], [2]])
-    assert tokens.tolist() == [0] * 4 + [2] * 3 + [-1] * 5
-    assert phonemes.tolist() == [1] * 4 + [2] * 3 + [0] * 5
+    codes = 2 * np.arange(12) + 0.5
+    assert align.sounding(log_probs, [1, 2], codes).tolist() == [0] * 4 + [1] * 3 + [-1] * 5
+    assert align.sounding(log_probs, [], codes).tolist() == [-1] * 12

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,8 @@ pytest.importorskip("soundfile")
 from model.sampling import TALKER_SAMPLING
 from recipes.tiny import codec, tree
 from recipes.tiny.aloud import Script, read_aloud
-from recipes.tiny.lessons import SLOTS, Lesson, Markers
+from recipes.tiny.assemble import spelled
+from recipes.tiny.lessons import Lesson, Markers, retold
 from recipes.tiny.talker import TalkerStage, legibility
 
 
@@ -41,10 +43,9 @@ def scripts() -> list[Script]:
 
 
 def lesson(script: Script, codes: torch.Tensor) -> Lesson:
-    unknown, unsaid = torch.full_like(codes, -1), torch.zeros(0, SLOTS, dtype=torch.int64)
-    return Lesson(
-        script.prompt_rows, script.reply_rows, codes, script.voice, unknown, unknown, unsaid
-    )
+    silent = ((),) * len(script.reply_rows)
+    unknown = torch.full_like(codes, -1)
+    return Lesson(script.prompt_rows, script.reply_rows, codes, script.voice, silent, unknown)
 
 
 def test_many_readings_at_once_are_as_each_alone(stage: TalkerStage) -> None:
@@ -99,3 +100,29 @@ def test_recorded_codes_are_wholly_legible_and_following_the_gradient_makes_othe
         logits = (logits - 3_000 * slope).detach().requires_grad_()
     first, last = torch.stack(seen[:10]).mean(), torch.stack(seen[-10:]).mean()
     assert last < 0.7 * first
+
+
+def test_a_lesson_told_anew_sounds_the_same_under_other_tokens() -> None:
+    spelling = ((5, 6, 7), (), (8,), (9, 10, 11, 12), ())
+    sounding = torch.tensor([0, 0, 1, 2, 3, -1, 4, 5, 6, 7, -1])
+    table = torch.tensor([own + (0,) * (tree.SLOTS - len(own)) for own in spelling])
+    rows = torch.nn.functional.pad(spelled(table), (tree.SOURCE_HIDDEN, 0))
+    codes = torch.arange(len(sounding))
+    told = Lesson(torch.zeros(4, tree.HIDDEN), rows, codes, 0, spelling, sounding)
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(50):
+        anew = retold(told, rng)
+        seen.add(anew.spelling)
+        assert [p for own in anew.spelling for p in own] == list(range(5, 13))
+        assert [own for own in anew.spelling if not own] == [(), ()]
+        assert anew.spelling[-1] == ()
+        assert torch.equal(anew.codes, codes)
+        assert torch.equal(anew.phoneme_spoken, told.phoneme_spoken)
+        # Each code points at the token, and the place in it, that spell what it sounds.
+        spoken = (anew.token_spoken, anew.slot_spoken, anew.phoneme_spoken)
+        for token, slot, phoneme in zip(*(x.tolist() for x in spoken), strict=True):
+            assert phoneme == (anew.spelling[token][slot] if token >= 0 else 0)
+        if anew.spelling == spelling:
+            assert torch.equal(anew.reply_rows, rows)
+    assert len(seen) > 10
