@@ -29,6 +29,7 @@ The codes carry hardly any voice, so each clip is read by the other voice half o
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,27 +251,17 @@ class TalkerStage:
         )
 
     def _sequence(self, lesson: Lesson, rng: np.random.Generator | None) -> Stack:
-        config, device = self.config, self.device
-        fate = 1.0 if rng is None else rng.random()
-        if rng is not None and fate < RETOLD:
-            lesson = retold(lesson, rng)
-        prompt, voice = lesson.prompt_rows.to(device).float(), lesson.voice
-        codes = lesson.codes[:MAX_CODES].to(device)
-        fed = codes
+        config, device, fed = self.config, self.device, lesson.codes
         if rng is not None:
-            prompt = prompt[-int(rng.integers(4, len(prompt)) ** rng.choice((0.7, 1.0))) :]
-            voice = voice if rng.random() < OWN_VOICE else int(rng.integers(len(VOICE_NAMES)))
-            wrong = torch.from_numpy(rng.random(len(codes)) < WRONG_CODES).to(device)
-            drawn = torch.from_numpy(rng.integers(0, tree.NUM_CODES, len(codes))).to(device)
-            fed = torch.where(wrong, drawn, codes)
+            lesson, fed = varied(lesson, rng)
+        prompt = lesson.prompt_rows.to(device).float()
+        codes, fed = lesson.codes[:MAX_CODES].to(device), fed[:MAX_CODES].to(device)
         before = F.pad(fed, (1, 0), value=config.tts_codec_start_token_id)  # what each step is fed
         is_whole = len(codes) == len(lesson.codes)
         after = F.pad(codes, (0, 1), value=config.tts_codec_end_token_id if is_whole else -1)
         reply_rows = lesson.reply_rows.to(device).float()
-        if fate < RETOLD + SPELLED_ONLY:
-            reply_rows = spelled_only(reply_rows)
         reply = reply_stream(reply_rows, self.markers, len(before))
-        voice_row = self.markers.voices[voice] + self.talker.embed_codes(
+        voice_row = self.markers.voices[lesson.voice] + self.talker.embed_codes(
             torch.tensor(config.tts_codec_pad_token_id, device=device)
         )
         rows = torch.cat([prompt, voice_row[None], reply + self.talker.embed_codes(before)])
@@ -292,6 +283,23 @@ class TalkerStage:
             F.pad(spelling, (0, 0, start, 0), value=-1).to(device),
             F.pad(said, (0, 0, start, len(before) - len(said)), value=-1).to(device),
         )
+
+
+def varied(lesson: Lesson, rng: np.random.Generator) -> tuple[Lesson, Tensor]:
+    """Return a lesson as training tells it, under a shorter prompt and in either voice, and codes [N] to feed back."""
+    fate = rng.random()
+    if fate < RETOLD:
+        lesson = retold(lesson, rng)
+    elif fate < RETOLD + SPELLED_ONLY:
+        lesson = dataclasses.replace(lesson, reply_rows=spelled_only(lesson.reply_rows))
+    prompt = lesson.prompt_rows
+    kept = int(rng.integers(4, len(prompt)) ** rng.choice((0.7, 1.0)))
+    own = rng.random() < OWN_VOICE
+    voice = lesson.voice if own else int(rng.integers(len(VOICE_NAMES)))
+    wrong = torch.from_numpy(rng.random(len(lesson.codes)) < WRONG_CODES)
+    drawn = torch.from_numpy(rng.integers(0, tree.NUM_CODES, len(lesson.codes)))
+    told = dataclasses.replace(lesson, prompt_rows=prompt[-kept:], voice=voice)
+    return told, torch.where(wrong, drawn, lesson.codes)
 
 
 def looked(

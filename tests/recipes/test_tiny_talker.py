@@ -18,7 +18,7 @@ from recipes.tiny import codec, tree
 from recipes.tiny.aloud import Script, read_aloud
 from recipes.tiny.assemble import spelled
 from recipes.tiny.lessons import Lesson, Markers, retold
-from recipes.tiny.talker import TalkerStage, legibility
+from recipes.tiny.talker import TalkerStage, legibility, varied
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +126,33 @@ def test_a_lesson_told_anew_sounds_the_same_under_other_tokens() -> None:
         if anew.spelling == spelling:
             assert torch.equal(anew.reply_rows, rows)
     assert len(seen) > 10
+
+
+def test_a_lesson_is_told_in_many_ways_and_always_asks_for_the_same_codes(
+    stage: TalkerStage,
+) -> None:
+    spelling = ((5, 6, 7), (), (8, 9))
+    sounding = torch.tensor([0, 1, 1, 2, 3, 4, -1, -1])
+    script = scripts()[1]
+    codes = torch.arange(10, 18)
+    told = Lesson(script.prompt_rows, script.reply_rows[:3], codes, 0, spelling, sounding)
+    rng = np.random.default_rng(0)
+    kinds, voices, fed_right = set(), set(), []
+    for _ in range(60):
+        lesson, fed = varied(told, rng)
+        kinds.add(
+            "retold"
+            if lesson.spelling != spelling
+            else bool(lesson.reply_rows[:, : tree.SOURCE_HIDDEN].any())
+        )
+        voices.add(lesson.voice)
+        fed_right.append((fed == codes).float().mean().item())
+        assert torch.equal(lesson.prompt_rows, told.prompt_rows[-len(lesson.prompt_rows) :])
+        assert torch.equal(lesson.codes, codes)
+    assert kinds == {"retold", True, False}  # told anew, as it is, spelled only
+    assert voices == {0, 1}
+    assert 0.75 < np.mean(fed_right) < 0.95
+    stack = stage._stack([told], rng)
+    assert stack.codes[stack.codes >= 0].tolist() == [*codes.tolist(), tree.CODEC_EOS]
+    assert stack.phonemes[0, stack.codes[0] >= 0].tolist() == [5, 6, 6, 7, 8, 9, 0, 0, 0]
+    assert stack.rows.shape[1] == stack.positions.shape[2] == stack.spellings.shape[1]
