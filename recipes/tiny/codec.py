@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from recipes.tiny import align, loop
 from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech
 from recipes.tiny.mel import FLOOR, NUM_BINS
-from recipes.tiny.phonemes import PHONEMES, phoneme_ids
+from recipes.tiny.phonemes import PHONEMES, text_phonemes
 from recipes.tiny.tree import CODE_LEVELS, NUM_CODES, REPEATS
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class CodecStage:
     def _loss(self, clips: list[Clip]) -> tuple[Tensor, dict[str, float]]:
         mel, frames = (x.to(self.device) for x in padded_mel(clips))
         voices = torch.tensor([clip.voice for clip in clips], device=self.device)
-        targets = [phoneme_ids(clip.text) for clip in clips]
+        targets = [torch.tensor(text_phonemes(clip.text)) for clip in clips]
         heard = self.tokenizer.hear(mel)
         values, codes = self.tokenizer.encode(mel, sounding(heard, frames, targets))
         made = self.tokenizer.decode(values, voices)
@@ -239,7 +239,7 @@ def encode_clip(tokenizer: Tokenizer, clip: Clip) -> tuple[Tensor, Tensor, Tenso
     """Return the values [N, D] and codes [N] of a whole clip, and its mel [4 N, M]."""
     mel, frames = padded_mel([clip])
     mel = mel.to(tokenizer.told.weight.device)
-    told = sounding(tokenizer.hear(mel), frames, [phoneme_ids(clip.text)])
+    told = sounding(tokenizer.hear(mel), frames, [torch.tensor(text_phonemes(clip.text))])
     values, codes = tokenizer.encode(mel, told)
     return values[0], codes[0], mel[0]
 

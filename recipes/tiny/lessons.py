@@ -14,23 +14,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.rope import Timeline
-from recipes.tiny import align, codec, phonemes, tree, vocabulary
+from recipes.tiny import align, codec, tree, vocabulary
 from recipes.tiny.assemble import spelled
 from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech
 from recipes.tiny.frozen import FrozenThinker
+from recipes.tiny.phonemes import padded, spelling, text_phonemes
 from recipes.tiny.rows import read_rows
 
 if TYPE_CHECKING:
     import argparse
+
+    from recipes.tiny.phonemes import Phonemes
 
 SLOTS = 8  # phonemes asked of one token
 MOST_RETOLD = 7  # phonemes in a token of a lesson told anew
 NUM_WORDS = 4_000  # asked without sound; with 14 000 the loss stayed at that of a guess
 
 log = logging.getLogger("lessons")
-
-
-Phonemes = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,7 @@ class Lesson:
     @property
     def pronunciation(self) -> Tensor:
         """The first phonemes of each token [n, SLOTS], zeros behind them."""
-        padded = [(own + (0,) * SLOTS)[:SLOTS] for own in self.spelling]
-        return torch.tensor(padded, dtype=torch.int64).reshape(-1, SLOTS)
+        return padded(self.spelling, SLOTS)
 
     def _of_sounding(self, values: list[int], none: int) -> Tensor:
         return torch.tensor([*values, none])[self.sounding]
@@ -81,19 +80,18 @@ def retold(lesson: Lesson, rng: np.random.Generator) -> Lesson:
     A small Talker prefers to know tokens by heart; these it has never met, so it has to read. Silent tokens
     (punctuation) stay where they were.
     """
-    spelling: list[Phonemes] = []
+    anew: list[Phonemes] = []
     for is_spoken, tokens in itertools.groupby(lesson.spelling, key=bool):
         if not is_spoken:
-            spelling.extend(tokens)
+            anew.extend(tokens)
             continue
         sounds = tuple(itertools.chain.from_iterable(tokens))
         while sounds:
             size = int(rng.integers(1, MOST_RETOLD + 1))
-            spelling.append(sounds[:size])
+            anew.append(sounds[:size])
             sounds = sounds[size:]
-    padded = [own + (0,) * (tree.SLOTS - len(own)) for own in spelling]
-    rows = F.pad(spelled(torch.tensor(padded)), (tree.SOURCE_HIDDEN, 0))
-    return dataclasses.replace(lesson, reply_rows=rows, spelling=tuple(spelling))
+    rows = F.pad(spelled(padded(anew, tree.SLOTS)), (tree.SOURCE_HIDDEN, 0))
+    return dataclasses.replace(lesson, reply_rows=rows, spelling=tuple(anew))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +123,13 @@ class Vocabulary:
     @classmethod
     def of(cls, source: FrozenThinker, lessons: dict[str, tuple[Tensor, Tensor]]) -> Vocabulary:
         ranked = vocabulary.words(source.tokenizer)[:NUM_WORDS]
-        sounds = [list(phonemes.word_phonemes(word)) for _, word in ranked]
         hidden = [
             rows.float() - source.embed(source.tokenizer.encode(text)).float()
             for text, (_, rows) in list(lessons.items())[:800]
         ]
         return cls(
             source.embed([token for token, _ in ranked]).float(),
-            torch.tensor([(own + [0] * SLOTS)[:SLOTS] for own in sounds]),
+            padded([text_phonemes(word) for _, word in ranked], SLOTS),
             torch.cat(hidden),
         )
 
@@ -179,10 +176,9 @@ def make_lessons(
         values, codes, _ = codec.encode_clip(tokenizer, clip)
         heard = tokenizer.read(values[None])[0].numpy()
         moments = 2 * np.arange(len(codes)) + 0.5  # it is read twice per code
-        pieces = [text_tokens.decode([i]) for i in text_tokens.encode(clip.text)]
-        spelling = tuple(tuple(own) for own in phonemes.token_phonemes(pieces))
+        spelt = spelling(text_tokens, text_tokens.encode(clip.text))
         try:
-            sounding = align.sounding(heard, [p for own in spelling for p in own], moments)
+            sounding = align.sounding(heard, [p for own in spelt for p in own], moments)
         except ValueError:
             continue
         prompt_rows, reply_rows = rows[clip.text]
@@ -191,7 +187,7 @@ def make_lessons(
             reply_rows,
             codes.clone(),
             clip.voice,
-            spelling,
+            spelt,
             torch.from_numpy(sounding),
         )
         lessons.append(lesson)

@@ -14,14 +14,31 @@ from recipes.tiny.speech import ipa
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from model.tokenizer import TextTokenizer
+
 # What is said, without stress, length and pauses: those are for the mel to teach.
 PHONEMES = "abdefhijklmnoprstuvwzæðŋɐɑɔəɚɛɜɡɪɹɾʃʊʌʒʔθᵻɬxβɲ"
 
 
+Phonemes = tuple[int, ...]
+"""1-based; 0 is the CTC blank, and stands for none."""
+
+
 @functools.cache
-def phoneme_ids(text: str) -> Tensor:
-    """Return 1-based ids of the phonemes in `text`; 0 is the CTC blank."""
-    return torch.tensor([1 + PHONEMES.index(c) for c in ipa(text) if c in PHONEMES])
+def text_phonemes(text: str) -> Phonemes:
+    """Phonemes of a word or a sentence."""
+    return tuple(1 + PHONEMES.index(c) for c in ipa(text) if c in PHONEMES)
+
+
+def spelling(tokenizer: TextTokenizer, tokens: Sequence[int]) -> tuple[Phonemes, ...]:
+    """Phonemes of each token of a text."""
+    return tuple(tuple(own) for own in token_phonemes([tokenizer.decode([t]) for t in tokens]))
+
+
+def padded(spelled: Sequence[Phonemes], slots: int) -> Tensor:
+    """The first phonemes of each [n, slots], zeros behind them."""
+    rows = [(own + (0,) * slots)[:slots] for own in spelled]
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, slots)
 
 
 def token_phonemes(pieces: Sequence[str]) -> list[list[int]]:
@@ -36,14 +53,8 @@ def token_phonemes(pieces: Sequence[str]) -> list[list[int]]:
         letters = [
             owner[at] for at in range(*word.span()) if text[at].isalnum() or text[at] in "$%"
         ]
-        phonemes = word_phonemes(word[0])
+        phonemes = text_phonemes(word[0])
         for i, phoneme in enumerate(phonemes):
             if letters:
                 shares[letters[i * len(letters) // len(phonemes)]].append(phoneme)
     return shares
-
-
-@functools.cache
-def word_phonemes(word: str) -> tuple[int, ...]:
-    """Phonemes of one word as espeak-ng says it, 1-based."""
-    return tuple(1 + PHONEMES.index(c) for c in ipa(word) if c in PHONEMES)

@@ -26,15 +26,13 @@ from wordfreq import top_n_list, word_frequency
 from model.tokenizer import TextTokenizer
 from recipes.tiny import tree
 from recipes.tiny.assemble import PRONUNCIATIONS, TRAINED
-from recipes.tiny.phonemes import token_phonemes, word_phonemes
+from recipes.tiny.phonemes import Phonemes, spelling, text_phonemes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 NUM_WORDS = 80_000
 WORD, SPOKEN = re.compile(r"[a-z]+('[a-z]+)?"), re.compile(r"[^\W_]")
-
-Phonemes = tuple[int, ...]
 
 
 def table(tokenizer: TextTokenizer, words: list[str]) -> Tensor:
@@ -46,7 +44,7 @@ def table(tokenizer: TextTokenizer, words: list[str]) -> Tensor:
         if token in votes:
             phonemes = votes[token].most_common(1)[0][0]
         else:
-            phonemes = word_phonemes(text.strip()) if SPOKEN.search(text) else ()
+            phonemes = text_phonemes(text.strip()) if SPOKEN.search(text) else ()
         own = phonemes[: tree.SLOTS]
         rows[token, : len(own)] = torch.tensor(own, dtype=torch.uint8)
     return rows
@@ -60,14 +58,10 @@ def piece_votes(tokenizer: TextTokenizer, words: list[str]) -> dict[int, Counter
         for written in (f" {word}", word.capitalize()):
             tokens = tokenizer.encode(written)
             weight = max(1, round(1e9 * word_frequency(word, "en")))
-            for token, own in zip(tokens, _shared(tokenizer, tokens), strict=True):
+            for token, own in zip(tokens, spelling(tokenizer, tokens), strict=True):
                 if own:
                     votes[token][own] += weight
     return votes
-
-
-def _shared(tokenizer: TextTokenizer, tokens: list[int]) -> list[Phonemes]:
-    return [tuple(own) for own in token_phonemes([tokenizer.decode([token]) for token in tokens])]
 
 
 def main() -> None:

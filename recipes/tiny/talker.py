@@ -101,10 +101,8 @@ class Guides(nn.Module):
         def reader(size: int) -> nn.Module:
             return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, size))
 
-        self.pronounced, self.spelled = (
-            reader(SLOTS * codec.NUM_READ),
-            reader(SLOTS * codec.NUM_READ),
-        )
+        self.pronounced = reader(SLOTS * codec.NUM_READ)
+        self.spelled = reader(SLOTS * codec.NUM_READ)
         self.slot, self.sounding = reader(SLOTS), reader(codec.NUM_READ)
 
 
@@ -259,8 +257,7 @@ class TalkerStage:
         before = F.pad(fed, (1, 0), value=config.tts_codec_start_token_id)  # what each step is fed
         is_whole = len(codes) == len(lesson.codes)
         after = F.pad(codes, (0, 1), value=config.tts_codec_end_token_id if is_whole else -1)
-        reply_rows = lesson.reply_rows.to(device).float()
-        reply = reply_stream(reply_rows, self.markers, len(before))
+        reply = reply_stream(lesson.reply_rows.to(device).float(), self.markers, len(before))
         voice_row = self.markers.voices[lesson.voice] + self.talker.embed_codes(
             torch.tensor(config.tts_codec_pad_token_id, device=device)
         )

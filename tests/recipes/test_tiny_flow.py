@@ -6,10 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("piper")
-pytest.importorskip("onnxruntime")
-pytest.importorskip("soundfile")
-
 from recipes.tiny import codec, dit, tree, vocabulary
 
 

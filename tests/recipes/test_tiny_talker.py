@@ -8,11 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-# Recipes have requirements of their own, which the product's tests do without.
-pytest.importorskip("piper")
-pytest.importorskip("onnxruntime")
-pytest.importorskip("soundfile")
-
 from model.sampling import TALKER_SAMPLING
 from recipes.tiny import codec, tree
 from recipes.tiny.aloud import Script, read_aloud
