@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+
+# Functions of `nn.functional` take the group there is when it is imported for their default: so far, none. An optimizer
+# imports it too. If that came first after members had met, their group's threads would outlive `leave`, and a process
+# that ends under them aborts now and then.
 import torch.distributed.nn.functional
 from torch import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-
-# Functions of `nn.functional` take the group there is when it is imported for their default: so far, none. An optimizer
-# imports it too. If that came first after members had met, their group's threads would outlive `leave`, and a process
-# that ends under them aborts now and then.
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,6 +113,13 @@ class Visitor:
         encoded = base64.b64encode(samples.tobytes()).decode()
         return dict(self.page.evaluate("([pcm, rate]) => lab.speak(pcm, rate)", [encoded, 24_000]))
 
+    def hold_turn(self, samples: np.ndarray, patience_s: float = 60) -> None:
+        """Asks aloud and listens to the whole reply; patient with a model on a machine that runs Chromium as well."""
+        self.utter(samples)
+        self.wait("hearing")
+        self.wait("speaking", patience_s)
+        self.wait("listening", patience_s)
+
     def now(self) -> float:
         return float(self.page.evaluate("performance.now()"))
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 # As `make serve` starts it.
 SERVER = ("--weights", "int8", "--max-text-tokens", "96", "--max-codes", "1000")
-PATIENCE_S = 60
 
 
 def turns(visitor: Visitor, minutes: float) -> Iterator[dict[str, float | str]]:
@@ -36,10 +35,7 @@ def turns(visitor: Visitor, minutes: float) -> Iterator[dict[str, float | str]]:
         if time.monotonic() > ends_at:
             return
         before = visitor.figure("underruns")
-        visitor.utter(question(name))
-        visitor.wait("hearing")
-        visitor.wait("speaking", PATIENCE_S)
-        visitor.wait("listening", PATIENCE_S)
+        visitor.hold_turn(question(name))
         yield {
             "question": name,
             "first_sound_ms": round(visitor.figure("ttfa_ms")),

@@ -40,10 +40,7 @@ def test_answers_are_heard_and_captioned(visit: Callable[..., Visitor], house: H
         visitor = visit(f"http://127.0.0.1:{house.port}/")
         visitor.start()
         visitor.keep_sound()
-        visitor.utter(question(name))
-        visitor.wait("hearing")
-        visitor.wait("speaking", PATIENCE_S)
-        visitor.wait("listening", PATIENCE_S)
+        visitor.hold_turn(question(name), PATIENCE_S)
         log.info(
             "first sound %.0f ms, %d underruns",
             visitor.figure("ttfa_ms"),

@@ -280,9 +280,8 @@ def test_f15_a_storm_is_refused_cheaply_and_talkers_talk_on(house: House) -> Non
 
     asyncio.run(scene())
     house.wait_until(lambda: house.figure("parley_sessions") == 0)
-    time.sleep(
-        1
-    )  # what a refusal's Retry-After says: the next test's handshake is another attempt of this address
+    # What a refusal's Retry-After says: the next test's handshake is another attempt of this address.
+    time.sleep(1)
     asyncio.run(talk_once(house))
 
 
