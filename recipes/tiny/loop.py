@@ -30,7 +30,7 @@ from recipes.tiny.team import Team
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 log = logging.getLogger("train")
 
@@ -60,7 +60,7 @@ class Budget:
     report_every: int = 50
     validate_every: int = 500
     seed: int = 1
-    start_from: Path | None = None
+    start_from: tuple[Path, ...] = ()
     anneal: bool = False  # let the rate fall to zero as this call's budget is used up
     average_over: int = 1000  # steps that the averaged weights remember
 
@@ -81,7 +81,11 @@ def add_arguments(parser: argparse.ArgumentParser, *, steps: int, batch: int) ->
     parser.add_argument("--validate-every", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
-        "--start-from", type=Path, help="shipped weights for a new run's first step"
+        "--start-from",
+        type=Path,
+        nargs="+",
+        default=(),
+        help="shipped weights for a new run's first step: a file for each part",
     )
     parser.add_argument(
         "--anneal",
@@ -98,7 +102,7 @@ def budget(args: argparse.Namespace) -> Budget:
         args.patience,
         validate_every=args.validate_every,
         seed=args.seed,
-        start_from=args.start_from,
+        start_from=tuple(args.start_from),
         anneal=args.anneal,
         average_over=args.average_over,
     )
@@ -167,13 +171,19 @@ def train(stage: Stage, out: Path, limits: Budget) -> None:
     log.info("stopped step=%d best=%.4f", progress["step"], progress["best"])
 
 
-def start_from(stage: Stage, path: Path) -> None:
-    """Fill the stage's shipped part from a file that `ship.py` wrote, whatever prefix it has there."""
-    (name,) = stage.shipped
-    wanted, tensors = stage.parts[name].state_dict(), storage.read(path)
-    first = next(iter(wanted))
-    prefix = next(key for key in tensors if key.endswith(first)).removesuffix(first)
-    stage.parts[name].load_state_dict({key: tensors[prefix + key] for key in wanted})
+def start_from(stage: Stage, paths: Sequence[Path]) -> None:
+    """Fill the stage's shipped parts from files that `ship.py` wrote, whatever prefix names have there.
+
+    Raises:
+        ValueError: there is not one file for each part.
+    """
+    if len(paths) != len(stage.shipped):
+        raise ValueError(f"--start-from takes one file for each of {', '.join(stage.shipped)}")
+    for name, path in zip(stage.shipped, paths, strict=True):
+        wanted, tensors = stage.parts[name].state_dict(), storage.read(path)
+        first = next(iter(wanted))
+        prefix = next(key for key in tensors if key.endswith(first)).removesuffix(first)
+        stage.parts[name].load_state_dict({key: tensors[prefix + key] for key in wanted})
 
 
 def load_average(out: Path, part: str, *, best: bool = True) -> dict[str, torch.Tensor]:

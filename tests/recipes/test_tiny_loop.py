@@ -9,6 +9,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -103,9 +104,11 @@ def test_a_new_run_may_start_from_shipped_weights(tmp_path: Path) -> None:
     shipped = {"a.prefix.weight": torch.tensor([[5.0]]), "a.prefix.bias": torch.tensor([1.0])}
     save_file(shipped, tmp_path / "shipped.safetensors")
     stage = Line()
-    loop.start_from(stage, tmp_path / "shipped.safetensors")
+    loop.start_from(stage, [tmp_path / "shipped.safetensors"])
     assert stage.line.weight.item() == 5.0
     assert stage.line.bias.item() == 1.0
+    with pytest.raises(ValueError, match="one file for each of line"):
+        loop.start_from(stage, [tmp_path / "shipped.safetensors"] * 2)
 
 
 def test_two_members_take_the_step_of_their_mean_gradient(tmp_path: Path) -> None:
