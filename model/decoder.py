@@ -47,7 +47,7 @@ class SelfAttention(Packed):
         store(kv, torch.stack((k, v), dim=1), batch)
         return self.o_proj(attend(q, kv, batch).flatten(1))  # type: ignore[no-any-return]
 
-    def whole(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def whole(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None = None) -> Tensor:
         """Whole sequences [B, T, hidden] from their start, without a cache."""
         num_seqs, length, _ = x.shape
         qk, v = self._project(x.flatten(0, 1), rotary)
@@ -55,7 +55,9 @@ class SelfAttention(Packed):
         q, k, v = (
             t.view(num_seqs, length, -1, self.head_dim).transpose(1, 2) for t in (q, k, v)
         )  # [B, heads, T, D]
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+        )
         return self.o_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def _project(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -97,8 +99,8 @@ class DecoderLayer(nn.Module):
         x = x + self.self_attn(self.input_layernorm(x), rotary, kv, batch, attend)
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
-    def whole(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        x = x + self.self_attn.whole(self.input_layernorm(x), rotary)
+    def whole(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None = None) -> Tensor:
+        x = x + self.self_attn.whole(self.input_layernorm(x), rotary, mask)
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
 
@@ -132,14 +134,15 @@ class Decoder(nn.Module):
             x = layer(x, rotary, layer_kv, batch, self.attend)
         return self.norm(x)  # type: ignore[no-any-return]
 
-    def whole(self, x: Tensor, positions: Tensor) -> Tensor:
+    def whole(self, x: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
         """Whole sequences [B, T, hidden] at `positions` [3, B, T] without a cache: training and checks.
 
-        Shorter sequences are padded at their end; attention is causal, so the padding changes nothing before it.
+        Shorter sequences are padded at their end; attention is causal, so the padding changes nothing before it. A
+        `mask` [B, 1, T, T], true where a row may look, takes the causal one's place.
         """
         rotary = self._rotary(positions.flatten(1), x.dtype)
         for layer in self._layers():
-            x = layer.whole(x, rotary)
+            x = layer.whole(x, rotary, mask)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def _layers(self) -> Iterator[DecoderLayer]:

@@ -143,7 +143,7 @@ def load(
     if not speech:
         config = OmniConfig(config.thinker, None, None)
     dtype = dtype or default_dtype(device)
-    images = _image_settings(folder)
+    images = image_settings(folder)
     with torch.device("meta"):
         model = OmniModel(config, images, solver, schedule)
     _fill(model, folder, device, dtype, weights, progress)
@@ -212,7 +212,12 @@ def _load_voices(folder: Path, config: OmniConfig) -> dict[str, Voice]:
     return load_voices(found[0] if found else folder / VOICE_FILES[-1], config.token2wav.dit)
 
 
-def _image_settings(folder: Path) -> ImageSettings:
+def image_settings(folder: Path) -> ImageSettings:
+    """Read how a checkpoint's pictures are prepared.
+
+    Raises:
+        CheckpointError: the files are there and cannot be used.
+    """
     images, video = (folder / f"{kind}preprocessor_config.json" for kind in ("", "video_"))
     try:
         trees = [json.loads(x.read_text("utf-8")) if x.exists() else {} for x in (images, video)]

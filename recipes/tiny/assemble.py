@@ -38,7 +38,7 @@ TRAINED = Path(__file__).resolve().parents[2] / "model" / "tiny"
 TEXT = "thinker.model."
 AUDIO = "thinker.audio_tower."
 MARKER_ROWS = "thinker.model.embed_tokens.marker_rows"
-ADAPTERS = ("thinker.manners.", "thinker.listening.")
+ADAPTERS = ("thinker.manners.", "thinker.listening.", "thinker.looking.")
 ADAPTER_SCALE = 2.0
 PRONUNCIATIONS = "thinker.model.embed_tokens.pronunciations"
 # An encoder that nobody has trained says nothing, rather than noise.

@@ -2,10 +2,13 @@
 
 Fast formant and unit voices (50 to 200 times real time) give variety, the two good voices give naturalness.
 Shards are as in `speech.py`, `callers-00012.flac` with `callers-00012.jsonl`. Three voices are kept out of
-training altogether and speak only the kept-out shards, whose wordings nobody trains on either.
+training altogether and speak only the kept-out shards, whose wordings nobody trains on either. Beside the questions of
+`exchanges.py` they ask about pictures, and call out "now" to somebody who is watching.
 
     python -m recipes.tiny.callers --shards 40
     python -m recipes.tiny.callers --shards 4 --kept-out
+    python -m recipes.tiny.callers --shards 10 --about scenes
+    python -m recipes.tiny.callers --shards 1 --about now
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from recipes.tiny.exchanges import exchange
+from recipes.tiny.exchanges import Exchange, exchange
+from recipes.tiny.scenes import scene
 from recipes.tiny.speech import (
     SAMPLE_RATE,
     UTTERANCES_PER_SHARD,
@@ -130,18 +134,37 @@ def kept_out_voices() -> dict[str, tuple[float, Callable[[str, random.Random], A
     }
 
 
+def about_scenes(seed: int, index: int) -> Exchange:
+    asked = scene(seed, index).questions[0]
+    return Exchange(asked.text, asked.reply, asked.key)
+
+
+def calling_now(seed: int, index: int) -> Exchange:
+    said = random.Random(f"now/{seed}/{index}").choice(("Now!", "Now.", "And now!"))
+    return Exchange(said, "I am watching.")
+
+
+# What is said, and the names of its shards for training and for evaluation.
+ABOUT: dict[str, tuple[Callable[[int, int], Exchange], str, str]] = {
+    "exchanges": (exchange, "callers", "kept-out"),
+    "scenes": (about_scenes, "scenes", "kept-out-scenes"),
+    "now": (calling_now, "now", "kept-out-now"),
+}
+
+
 def make_shard(
     folder: Path,
     name: str,
     seed: int,
     shard: int,
     voices: dict[str, tuple[float, Callable[[str, random.Random], Audio]]],
+    say: Callable[[int, int], Exchange] = exchange,
 ) -> float:
     """Speak one shard of exchanges; return seconds of speech. The index is written last."""
     pieces, lines, start = [], [], 0
     for i in range(shard * UTTERANCES_PER_SHARD, (shard + 1) * UTTERANCES_PER_SHARD):
         rng = random.Random(f"callers/{seed}/{i}")
-        said = exchange(seed, i)
+        said = say(seed, i)
         voice = rng.choices(list(voices), [share for share, _ in voices.values()])[0]
         audio = level(trim(voices[voice][1](said.question, rng))) * rng.uniform(0.3, 1.0)
         call = Call(said.question, said.reply, said.key, voice, start, len(audio))
@@ -156,7 +179,7 @@ def make_shard(
 
 
 def read_calls(folder: Path, name: str) -> list[tuple[Call, NDArray[np.int16]]]:
-    """Return every finished call of `callers` or `kept-out` with its samples."""
+    """Return every finished call of one kind of shards, such as `callers` or `kept-out`, with its samples."""
     calls = []
     for index in sorted(folder.glob(f"{name}-?????.jsonl")):
         pcm, lines = read_shard_files(index, INPUT_RATE)
@@ -172,6 +195,7 @@ def main() -> None:
     )
     parser.add_argument("--shards", type=int, required=True)
     parser.add_argument("--kept-out", action="store_true", help="make the evaluation's shards")
+    parser.add_argument("--about", choices=ABOUT, default="exchanges")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--data", type=Path, default=Path("~/.cache/parley/tiny/callers").expanduser()
@@ -179,13 +203,14 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     args.data.mkdir(parents=True, exist_ok=True)
-    name, seed = ("kept-out", KEPT_OUT_SEED) if args.kept_out else ("callers", args.seed)
+    say, trained_on, kept_out = ABOUT[args.about]
+    name, seed = (kept_out, KEPT_OUT_SEED) if args.kept_out else (trained_on, args.seed)
     voices = kept_out_voices() if args.kept_out else train_voices()
     for shard in range(args.shards):
         if (args.data / f"{name}-{shard:05d}.jsonl").exists():
             continue
         began = time.monotonic()
-        seconds = make_shard(args.data, name, seed, shard, voices)
+        seconds = make_shard(args.data, name, seed, shard, voices, say)
         log.info(
             "shard %s-%05d seconds=%.0f speed=%.0fx",
             name,

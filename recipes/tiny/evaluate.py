@@ -8,6 +8,7 @@
     python -m recipes.tiny.evaluate speaks   --checkpoint ~/.cache/parley/omni-tiny --clips 100
     python -m recipes.tiny.evaluate hears    --checkpoint ~/.cache/parley/omni-tiny --clips 200
     python -m recipes.tiny.evaluate sees     --checkpoint ~/.cache/parley/omni-tiny --clips 200
+    python -m recipes.tiny.evaluate aligns   --checkpoint ~/.cache/parley/omni-tiny --clips 100
 
 For speech, two figures: word errors against the text, and against what the recogniser heard in the original recording.
 The second takes the recogniser's own errors out.
@@ -15,7 +16,9 @@ The second takes the recogniser's own errors out.
 * **talker**: kept-out texts as replies, read aloud by Talker, flow and vocoder.
 * **speaks**: the assembled checkpoint answers typed questions through the streaming path; its sound against its text.
 * **hears**: kept-out callers' questions, spoken and typed: the same answer, and the right one?
-* **sees**: typed questions about scenes drawn in ways never trained on, right by the word that matters.
+* **sees**: questions about scenes drawn in ways never trained on, right by the word that matters. Typed, and for still
+  scenes spoken into a camera's video by a kept-out voice.
+* **aligns**: a thing changes its colour every second while a kept-out voice calls "now"; which colour was it then?
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ from model.reply import AudioDelta, ReplyOptions, TextDelta
 from model.sampling import TALKER_SAMPLING
 from recipes.tiny import codec, dit, talker, tree, vocoder
 from recipes.tiny.aloud import Script, read_aloud
-from recipes.tiny.callers import Call, read_calls
+from recipes.tiny.callers import INPUT_RATE, Call, read_calls
 from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech, to_wave
 from recipes.tiny.exchanges import exchange
 from recipes.tiny.frozen import FrozenThinker
@@ -49,19 +52,22 @@ from recipes.tiny.listen import Listener, comparable, word_errors
 from recipes.tiny.mel import NUM_BINS, SAMPLE_RATE
 from recipes.tiny.plots import plot_mels
 from recipes.tiny.rows import read_rows
-from recipes.tiny.scenes import scene
+from recipes.tiny.scenes import changing, scene
+from recipes.tiny.seeing import called_at
 
 if TYPE_CHECKING:
     from model.codec.dit import Dit
     from model.codec.vocoder import Vocoder
     from model.codec.voice import Voice
     from model.talker import Talker
+    from recipes.tiny.scenes import Picture, Question
 
 SAMPLING = replace(TALKER_SAMPLING, temperature=tree.TALKER_TEMPERATURE)
 KEPT_OUT_QUESTIONS, KEPT_OUT_SCENES = 901, 906  # seeds nothing is trained on
 AUDIBLE = 0.02  # of full scale; a reply that never gets there is as good as none
 
 Resynthesis = Callable[[Clip], NDArray[np.float32]]
+Sample = tuple[Call, NDArray[np.int16]]
 
 
 def original(clip: Clip) -> NDArray[np.float32]:
@@ -187,7 +193,7 @@ def said(chat: Chat, options: ReplyOptions) -> tuple[str, NDArray[np.float32]]:
     return "".join(texts), np.concatenate([*sound, np.zeros(0, np.float32)])
 
 
-def hears(checkpoint: Path, calls: list[tuple[Call, NDArray[np.int16]]]) -> None:
+def hears(checkpoint: Path, calls: list[Sample]) -> None:
     """Print how often a spoken question is answered as the typed one is, and how often either is right."""
     omni = load_checkpoint(checkpoint, speech=False)
     options = ReplyOptions(speech=False, max_text_tokens=40)
@@ -218,27 +224,69 @@ def hears(checkpoint: Path, calls: list[tuple[Call, NDArray[np.int16]]]) -> None
     print(json.dumps({"what": "hears", **figures}))
 
 
-def sees(checkpoint: Path, count: int) -> None:
-    """Print how often the first question about a kept-out scene is answered right, by kind of scene."""
+def sees(checkpoint: Path, calls: list[Sample], count: int) -> None:
+    """Print how often questions about kept-out scenes are answered right, by kind of scene and of question."""
     omni = load_checkpoint(checkpoint, speech=False)
-    options = ReplyOptions(speech=False, max_text_tokens=40)
-    right: dict[str, list[bool]] = {"still": [], "moving": []}
+    spoken = {call.question: to_wave(pcm) for call, pcm in calls}
+    right: dict[str, list[bool]] = {}
     for i in range(count):
         shown = scene(KEPT_OUT_SCENES, i, kept_out=True)
+        is_still = len(shown.frames) == 1
+        first = shown.questions[0]
         chat = Chat(omni, capacity=2048)
-        if len(shown.frames) == 1:
+        if is_still:
             chat.image(shown.frames[0])
         else:
-            chat.open_video(with_sound=False)
-            for frame in shown.frames:
-                chat.frame(frame)
-            chat.close_video()
-        asked = shown.questions[0]
+            show(chat, shown.frames, None)
+        chat.text(first.text)
+        right.setdefault("typed" if is_still else "moving", []).append(is_right(chat, first))
+        right.setdefault(f"typed: {topic(first)}", []).append(
+            right["typed" if is_still else "moving"][-1]
+        )
+        asked = next((q for q in shown.questions if q.text in spoken), None)
+        if is_still and asked:
+            wave = spoken[asked.text]
+            chat = Chat(omni, capacity=2048)
+            show(chat, 2 * -(-len(wave) // INPUT_RATE) * shown.frames, wave)
+            right.setdefault("spoken", []).append(is_right(chat, asked))
+    figures = {name: float(np.mean(found)) for name, found in sorted(right.items())}
+    counts = {name: len(found) for name, found in sorted(right.items()) if ":" not in name}
+    print(json.dumps({"what": "sees", "counts": counts, **figures}))
+
+
+def topic(asked: Question) -> str:
+    """What a question about a scene is about: the word it begins with, or two."""
+    words = asked.text.split()
+    return " ".join(words[:2]) if words[0] in ("What", "Which", "How") else words[0]
+
+
+def aligns(checkpoint: Path, calls: list[Sample], count: int) -> None:
+    """Print how often what was shown at the moment of a call is named."""
+    omni = load_checkpoint(checkpoint, speech=False)
+    right = []
+    for i in range(count):
+        shown = changing(KEPT_OUT_SCENES, i, kept_out=True)
+        chat = Chat(omni, capacity=2048)
+        show(chat, shown.frames, called_at(shown, to_wave(calls[i % len(calls)][1])))
+        [asked] = shown.questions
         chat.text(asked.text)
-        kind = "still" if len(shown.frames) == 1 else "moving"
-        right[kind].append(asked.key.lower() in said(chat, options)[0].lower())
-    figures = {f"{kind}_right": float(np.mean(found)) for kind, found in right.items() if found}
-    print(json.dumps({"what": "sees", "scenes": count, **figures}))
+        right.append(is_right(chat, asked))
+    print(json.dumps({"what": "aligns", "videos": count, "right": float(np.mean(right))}))
+
+
+def show(chat: Chat, frames: list[Picture], wave: Tensor | None) -> None:
+    """Two frames a second, and sound [n] at 16 kHz if there is any."""
+    chat.open_video(with_sound=wave is not None)
+    for frame in frames:
+        chat.frame(frame)
+    if wave is not None:
+        chat.sound(wave)
+    chat.close_video()
+
+
+def is_right(chat: Chat, asked: Question) -> bool:
+    reply, _ = said(chat, ReplyOptions(speech=False, max_text_tokens=40))
+    return asked.key.lower() in reply.lower()
 
 
 def measure(
@@ -274,7 +322,9 @@ def main() -> None:
         elif args.what == "hears":
             hears(args.checkpoint, read_calls(args.calls, "kept-out")[: args.clips])
         elif args.what == "sees":
-            sees(args.checkpoint, args.clips)
+            sees(args.checkpoint, read_calls(args.calls, "kept-out-scenes"), args.clips)
+        elif args.what == "aligns":
+            aligns(args.checkpoint, read_calls(args.calls, "kept-out-now"), args.clips)
         else:
             _resynthesis(args)
 
@@ -284,7 +334,7 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     cache = Path("~/.cache/parley/tiny").expanduser()
-    kinds = ("speech", "vocoder", "codec", "dit", "talker", "speaks", "hears", "sees")
+    kinds = ("speech", "vocoder", "codec", "dit", "talker", "speaks", "hears", "sees", "aligns")
     parser.add_argument("what", choices=kinds)
     parser.add_argument("--run", type=Path)
     parser.add_argument("--vocoder", type=Path, default=cache / "vocoder")

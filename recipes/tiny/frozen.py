@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from model.config import OmniConfig
-from model.image import ImageSettings
+from model.omni import image_settings
 from model.thinker import Thinker
 from model.tokenizer import TextTokenizer
 from recipes.tiny.turns import asked
@@ -41,7 +41,7 @@ class FrozenThinker:
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
         config = OmniConfig.from_file(folder / "config.json")
         with torch.device("meta"):
-            thinker = Thinker(config.thinker, ImageSettings()).to(dtype)
+            thinker = Thinker(config.thinker, image_settings(folder)).to(dtype)
         tensors = load_file(folder / "model.safetensors")
         weights = {
             k.removeprefix("thinker."): v for k, v in tensors.items() if k.startswith("thinker.")

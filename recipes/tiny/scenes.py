@@ -2,14 +2,16 @@
 
 `scene(seed, index)` is a pure function. A scene is one to four things on different places of a plain or shaded
 background, seen through a camera that blurs, changes the light and adds noise; `moving` scenes are four frames (two
-seconds) in which one thing moves. `kept_out` ones are drawn in ways nothing is trained on: checkered, with edges.
+seconds) in which one thing moves. In those of `changing(seed, index)` a thing takes another colour every second, and
+the question is which it had when somebody said "now". `kept_out` ones are drawn in ways nothing is trained on:
+checkered, with edges.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +30,9 @@ COLOURS = {
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "rectangle", "ring")
 SIGNS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+SIZES = ((252, 196), (224, 224), (196, 252), (280, 168))  # of width and height, multiples of 28
+SMALL_SIZES = ((140, 112), (112, 140), (168, 112), (140, 140))  # a third as many rows
+HELD_UP = 0.5  # so often one thing is held up to the camera: large, in the middle
 COLUMNS, ROWS = ("left", "middle", "right"), ("top", "middle", "bottom")
 NUMBERS = ("zero", "one", "two", "three", "four")
 DIRECTIONS = {
@@ -75,60 +80,104 @@ class Question:
 class Scene:
     """Frames uint8 [H, W, 3] half a second apart (one: a still picture), and questions about them.
 
-    `boxes` are left, top and side in pixels of each thing in a still picture; none in a moving one.
+    `boxes` are left, top and side in pixels of each thing, frame by frame; `figures` say what belongs to a thing, and
+    where in it (`_figure`); `way` is where a moving one goes.
     """
 
     frames: list[Picture]
     questions: list[Question]
     things: list[Thing]
-    boxes: list[Box] = field(default_factory=list)
+    boxes: list[list[Box]]
+    figures: list[Picture]
+    way: str = ""
+    moment: float | None = None  # seconds at which "now" is said
 
 
-def scene(seed: int, index: int, *, moving: float = 0.25, kept_out: bool = False) -> Scene:
-    """Return number `index` of the endless list named by `seed`; a share of `moving` are videos."""
+def scene(
+    seed: int, index: int, *, moving: float = 0.25, small: float = 0.0, kept_out: bool = False
+) -> Scene:
+    """Return number `index` of the endless list named by `seed`; shares `moving` and `small` are videos, and small."""
     rng = random.Random(f"scene/{seed}/{index}")
-    if rng.random() < moving:
-        return _moving(rng, kept_out)
-    return _still(rng, kept_out)
+    is_moving, sizes = rng.random() < moving, SMALL_SIZES if rng.random() < small else SIZES
+    if is_moving:
+        return _moving(rng, sizes[0], kept_out)
+    return _still(rng, rng.choice(sizes), kept_out)
 
 
-def _still(rng: random.Random, kept_out: bool) -> Scene:
-    width, height = rng.choice(((252, 196), (224, 224), (196, 252), (280, 168)))
+def _still(rng: random.Random, size: tuple[int, int], kept_out: bool) -> Scene:
     places = rng.sample([(c, r) for c in range(3) for r in range(3)], rng.choice((1, 1, 2, 3, 4)))
+    if rng.random() < HELD_UP:
+        places = [(1, 1)]
     alike = rng.choice(SHAPES) if rng.random() < 0.4 else ""  # so that there is something to count
     background = rng.choice(list(COLOURS))
     colours = [name for name in COLOURS if name != background]
-    signs = len(places) == 1 and rng.random() < 0.5
+    signs = len(places) == 1 and rng.random() < 0.25
     things = [
         Thing(
             rng.choice(SIGNS) if signs else alike or rng.choice(SHAPES), rng.choice(colours), c, r
         )
         for c, r in places
     ]
+    frame, figure, boxes = _shown(rng, things, background, size, kept_out)
+    return Scene([frame], _questions(rng, things), things, [boxes], [figure])
+
+
+def picture(seed: int, things: list[Thing], background: str) -> Picture:
+    """Return a kept-out picture of given things."""
+    frame, _, _ = _shown(random.Random(f"picture/{seed}"), things, background, SIZES[0], True)
+    return frame
+
+
+def _shown(
+    rng: random.Random, things: list[Thing], background: str, size: tuple[int, int], kept_out: bool
+) -> tuple[Picture, Picture, list[Box]]:
+    """A picture of things, its figure, and their boxes."""
+    width, height = size
     canvas = _background(rng, width, height, background, kept_out)
     boxes = [_box(rng, thing, width, height, alone=len(things) == 1) for thing in things]
+    figure = Image.new("L", canvas.size)
     for thing, box in zip(things, boxes, strict=True):
-        _draw(canvas, thing, box, rng, kept_out)
-    return Scene([_camera(rng, canvas)], _questions(rng, things), things, boxes)
+        _draw(canvas, figure, thing, box, rng, kept_out)
+    return _camera(rng, canvas), _figure(figure, boxes), boxes
 
 
-def _moving(rng: random.Random, kept_out: bool) -> Scene:
-    width, height = 252, 196
+def _figure(drawn: Image.Image, boxes: list[Box]) -> Picture:
+    """What is drawn (255), and for each pixel of a box how far from its left and top it is: 1 … 255, else 0."""
+    figure = np.zeros((*drawn.size[::-1], 3), np.uint8)
+    figure[..., 0] = drawn
+    height, width = figure.shape[:2]
+    for x, y, side in boxes:
+        left, top = max(0, round(x)), max(0, round(y))
+        right, bottom = min(width, round(x + side)), min(height, round(y + side))
+        figure[top:bottom, left:right, 1] = 1 + 254 * ((np.arange(left, right) - x) / side).clip(
+            0, 1
+        )
+        along = 1 + 254 * ((np.arange(top, bottom) - y) / side).clip(0, 1)
+        figure[top:bottom, left:right, 2] = along[:, None]
+    return figure
+
+
+def _moving(rng: random.Random, size: tuple[int, int], kept_out: bool) -> Scene:
+    width, height = size
     background = rng.choice(list(COLOURS))
     colour = rng.choice([name for name in COLOURS if name != background])
     (dx, dy), way = rng.choice(list(DIRECTIONS.items()))
     thing = Thing(rng.choice(SHAPES), colour, 1, 1)
-    size = rng.uniform(0.22, 0.34) * height
+    side = rng.uniform(0.22, 0.34) * height
     across = rng.uniform(0.3, 0.7)
-    base, frames = _background(rng, width, height, background, kept_out), []
+    base, frames, boxes = _background(rng, width, height, background, kept_out), [], []
+    figures = []
     look = rng.randrange(1 << 30)
     for i in range(4):
         along = 0.2 + 0.2 * i  # from one side to the other in two seconds
         x = (along if dx > 0 else 1 - along) if dx else across
         y = (along if dy > 0 else 1 - along) if dy else across
         canvas = base.copy()
-        box = (x * width - size / 2, y * height - size / 2, size)
-        _draw(canvas, thing, box, random.Random(look), kept_out)
+        box = (x * width - side / 2, y * height - side / 2, side)
+        boxes.append([box])
+        figure = Image.new("L", canvas.size)
+        _draw(canvas, figure, thing, box, random.Random(look), kept_out)
+        figures.append(_figure(figure, [box]))
         frames.append(_camera(random.Random(look), canvas))
     asked = rng.choice(("Which way does it move?", "Where is it going?", "How does it move?"))
     return Scene(
@@ -141,6 +190,38 @@ def _moving(rng: random.Random, kept_out: bool) -> Scene:
             Question("What is moving?", f"A {thing.name} is moving.", thing.name),
         ],
         [thing],
+        boxes,
+        figures,
+        way.rsplit(maxsplit=1)[1],
+    )
+
+
+def changing(seed: int, index: int, *, small: float = 0.0, kept_out: bool = False) -> Scene:
+    """Return a video of four to six seconds from the endless list of changing things."""
+    rng = random.Random(f"changing/{seed}/{index}")
+    width, height = (SMALL_SIZES if rng.random() < small else SIZES)[0]
+    background = rng.choice(list(COLOURS))
+    colours = rng.sample([name for name in COLOURS if name != background], rng.randint(4, 6))
+    kind, base = rng.choice(SHAPES), _background(rng, width, height, background, kept_out)
+    side, look = rng.uniform(0.4, 0.7) * height, rng.randrange(1 << 30)
+    box = ((width - side) / 2, (height - side) / 2, side)
+    frames = []
+    for colour in colours:
+        canvas, figure = base.copy(), Image.new("L", base.size)
+        _draw(canvas, figure, Thing(kind, colour, 1, 1), box, random.Random(look), kept_out)
+        frames += [_camera(random.Random(look), canvas)] * 2  # a second
+    second = rng.randrange(len(colours))
+    told = colours[second]
+    asked = rng.choice(
+        ("What color was it when I said now?", "Which color did you see when I said now?")
+    )
+    return Scene(
+        frames,
+        [Question(asked, f"It was {told}.", told)],
+        [],
+        [],
+        [],
+        moment=second + rng.uniform(0.05, 0.5),
     )
 
 
@@ -234,19 +315,31 @@ def _background(
 
 def _draw(
     canvas: Image.Image,
+    figure: Image.Image,
     thing: Thing,
     box: Box,
     rng: random.Random,
     kept_out: bool,
 ) -> None:
+    """Draw a thing in its colour, and where it is."""
+    fill, turn = _varied(rng, COLOURS[thing.colour]), rng.uniform(-0.25, 0.25)
+    _paint(canvas, thing, box, fill, turn)
+    _paint(figure, thing, box, 255, turn)
+    if kept_out and thing.kind == "circle" and rng.random() < 0.5:
+        edge = tuple(int(0.6 * c) for c in fill)
+        x, y, side = box
+        ImageDraw.Draw(canvas).ellipse((x, y, x + side, y + side), outline=edge, width=2)
+
+
+def _paint(
+    canvas: Image.Image, thing: Thing, box: Box, fill: int | tuple[int, ...], turn: float
+) -> None:
     x, y, side = box
-    pen, fill = ImageDraw.Draw(canvas), _varied(rng, COLOURS[thing.colour])
+    pen = ImageDraw.Draw(canvas)
     if thing.kind not in SHAPES:
         font = ImageFont.load_default(side * 1.1)
         pen.text((x + side / 2, y + side / 2), thing.kind, fill=fill, font=font, anchor="mm")
-        return
-    turn = rng.uniform(-0.25, 0.25)
-    if thing.kind in ("circle", "ring"):
+    elif thing.kind in ("circle", "ring"):
         width = max(1, int(0.22 * side)) if thing.kind == "ring" else 0
         bounds = (x, y, x + side, y + side)
         pen.ellipse(
@@ -257,9 +350,6 @@ def _draw(
         pen.polygon(
             [_turned(point, turn, centre, side) for point in _outline(thing.kind)], fill=fill
         )
-    if kept_out and thing.kind == "circle" and rng.random() < 0.5:
-        edge = tuple(int(0.6 * c) for c in fill)
-        pen.ellipse((x, y, x + side, y + side), outline=edge, width=2)
 
 
 def _outline(kind: str) -> list[tuple[float, float]]:

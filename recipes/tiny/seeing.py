@@ -1,222 +1,452 @@
 """Train the vision encoder, so that a picture works for the frozen language model like words about it.
 
-First it is told, for each row (a square of 28 pixels), which thing lies there: the row's direction has to be that of
-the words for its colour and its kind. Then the language model answers questions about the scene, and the loss on its
-replies reaches the encoder through it; nothing else is trained, so typed and spoken turns stay as they were.
+First it is told, for each row (a square of 28 pixels), what lies there: the row's direction has to agree with the words
+for its colour, its kind, its place, how many of its kind there are, and where it goes. Then (`--ask-after`) the
+language model answers questions about the scene (`showing.py`), typed or spoken into the camera's video, and says what
+was shown when somebody called "now". The loss on its replies reaches the encoder through it. From then on the language
+model may give way a little (`adapters.py`), and is held where it was in what it says to words alone.
 
+    python -m recipes.tiny.callers --shards 12 --about scenes && python -m recipes.tiny.callers --shards 1 --about now
     python -m recipes.tiny.seeing --out ~/.cache/parley/tiny/seeing --checkpoint ~/.cache/parley/omni-tiny
 """
 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.image import image_patches, pair_patches
-from model.rope import Timeline
 from recipes.tiny import loop, tree
+from recipes.tiny.adapters import Adapters
+from recipes.tiny.callers import INPUT_RATE, Call, read_calls
+from recipes.tiny.dataset import to_wave
+from recipes.tiny.exchanges import exchange
 from recipes.tiny.frozen import FrozenThinker
-from recipes.tiny.hearing import COSINE_SCALE, ROW_STD
-from recipes.tiny.scenes import COLOURS, SHAPES, SIGNS, Scene, scene
-from recipes.tiny.turns import closing, opening
+from recipes.tiny.hearing import ROW_STD
+from recipes.tiny.scenes import (
+    COLOURS,
+    COLUMNS,
+    NUMBERS,
+    ROWS,
+    SHAPES,
+    SIGNS,
+    Scene,
+    changing,
+    scene,
+)
+from recipes.tiny.showing import Showing, Talk, branch_mask
 
 if TYPE_CHECKING:
-    import numpy as np
+    from numpy.typing import NDArray
 
     from model.image import Patches
+    from model.vision_encoder import VisionEncoder
+    from recipes.tiny.scenes import Box
+
+    Sample = tuple[Call, NDArray[np.int16]]
+    Shown = tuple[list[Patches], list[Tensor]]
 
 TRAIN_SEED, KEPT_OUT_SEED = 41, 905
-MAX_QUESTIONS = 3
+VALIDATED = 32
 SIDE = 28  # pixels of a row
+MOVING, SMALL = 0.2, 0.8  # shares of the scenes; a small picture costs a third
+POINTED = 4  # scenes that are only pointed at, for each one that is asked about
+POINTING, POINTED_SHARE = (
+    0.2,
+    0.5,
+)  # weight beside answering, and share of the rate that is left to the encoder then
+HELD = 0.3  # steps that hold the language model where it was
+DRAWN, DRAWN_AFTER, GRAIN = 3.0, 2, 7  # weight, layer, squares of a patch
+PLACED, PLACED_AFTER = 10.0, 4
+COSINE_SCALE = 40.0  # a row says up to seven things at once
+BLANK = 0.15  # most rows show nothing; both sides count alike
+# What a row may say, and the words for it; after them comes "nothing", which is learned. "way" is where it goes.
+WORDS: dict[str, tuple[str, ...]] = {
+    "colour": tuple(COLOURS),
+    "kind": (*SHAPES, *SIGNS),
+    "column": COLUMNS,
+    "row": ROWS,
+    "number": NUMBERS[1:],
+    "moves": ("moving",),
+    "way": ("right", "left", "bottom", "top"),
+}
 
 
 class Vocabulary(nn.Module):
-    """The words a row may mean, as unit vectors; the last of each kind is "nothing" and learned. Not shipped."""
+    """The words a row may mean, as unit vectors. Not shipped."""
 
     def __init__(self, source: FrozenThinker) -> None:
         super().__init__()
-        self.colours = list(COLOURS)
-        self.kinds = [*SHAPES, *SIGNS]
         table = source.thinker.model.embed_tokens.weight.detach().float()
         mean = table[:: 1 + len(table) // 4096].mean(0)
-
-        def directions(words: list[str]) -> Tensor:
+        for name, words in WORDS.items():
             first = [source.tokenizer.encode(w if w.isdigit() else f" {w}")[0] for w in words]
-            return F.normalize((table[first] - mean)[:, : tree.SOURCE_HIDDEN], dim=1)
+            directions = F.normalize((table[first] - mean)[:, : tree.SOURCE_HIDDEN], dim=1)
+            self.register_buffer(name, directions)
+        self.nothing = nn.Parameter(torch.randn(len(WORDS), tree.SOURCE_HIDDEN))
 
-        self.register_buffer("colour_words", directions(self.colours))
-        self.register_buffer("kind_words", directions(self.kinds))
-        self.nothing = nn.Parameter(torch.randn(2, tree.SOURCE_HIDDEN))
+    def loss(self, rows: Tensor, facts: Tensor, owner: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Cross-entropy of rows [N, H] against numbers of words [N, len(WORDS)] (-1: not asked).
 
-    def loss(self, rows: Tensor, colours: Tensor, kinds: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Cross-entropy of rows [N, H] against the colour and the kind of what lies there [N]."""
+        What kind a thing is, its rows (`owner` [N], -1: nobody's) say together: one of them may see but an edge.
+        """
         rows = F.normalize(rows[:, : tree.SOURCE_HIDDEN].float(), dim=1)
-        loss, figures = rows.new_zeros(()), {}
         nothing = F.normalize(self.nothing, dim=1)
-        for name, words, blank, wanted in (
-            ("colour", self.colour_words, nothing[:1], colours),
-            ("kind", self.kind_words, nothing[1:], kinds),
-        ):
-            logits = COSINE_SCALE * rows @ torch.cat([words, blank]).T
-            # Most rows show nothing; both sides count alike.
+        loss, figures = rows.new_zeros(()), {}
+        for i, name in enumerate(WORDS):
+            said, told = (
+                (rows, facts[:, i]) if name != "kind" else together(rows, facts[:, i], owner)
+            )
+            asked, words = told >= 0, self.get_buffer(name)
+            if not asked.any():
+                continue
+            wanted = told[asked]
+            logits = COSINE_SCALE * said[asked] @ torch.cat([words, nothing[i : i + 1]]).T
             weight = torch.ones(len(words) + 1, device=rows.device)
-            weight[-1] = 0.15
+            weight[-1] = BLANK
             loss = loss + F.cross_entropy(logits, wanted, weight)
             is_thing = wanted < len(words)
-            right = (logits.argmax(1) == wanted)[is_thing].float().mean()
-            figures[name] = right.item()
+            if is_thing.any():
+                right = logits.argmax(1) == wanted
+                figures[name] = right[is_thing].float().mean().item()
         return loss, figures
 
 
+def together(rows: Tensor, facts: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean direction of each thing's rows [things, H], and its fact [things]."""
+    owned = owner >= 0
+    num_things = int(owner.max()) + 1
+    summed = rows.new_zeros(num_things, rows.shape[1]).index_add(0, owner[owned], rows[owned])
+    told = facts.new_full((num_things,), -1).index_copy(0, owner[owned], facts[owned])
+    return F.normalize(summed, dim=1), told
+
+
+class Figures(nn.Module):
+    """Tells from an early layer what in each patch belongs to a thing, and from a later one where in it that lies.
+
+    Shapes come in all colours on all backgrounds, in every size and place; an encoder that was only told their names
+    was still blind to them when it knew all colours and places. Not shipped.
+    """
+
+    def __init__(self, encoder: VisionEncoder) -> None:
+        super().__init__()
+        width = encoder.config.hidden_size
+        self.drawn = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, GRAIN**2))
+        self.place = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2))
+        self._seen: dict[int, Tensor] = {}
+        for layer in (DRAWN_AFTER, PLACED_AFTER):
+            encoder.blocks[layer - 1].register_forward_hook(partial(self._keep, layer))
+
+    def _keep(self, layer: int, block: nn.Module, inputs: object, output: Tensor) -> None:
+        del block, inputs
+        self._seen[layer] = output
+
+    def loss(self, figures: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+        """How wrong the encoder has just been about figures [N, 3, 14, 14] in 0 … 1, which come in the given order."""
+        figures = figures.view(len(order), -1)[order].view(figures.shape)
+        coarse = F.adaptive_avg_pool2d(figures[:, :1], GRAIN).flatten(1)
+        drawn = self.drawn(self._seen[DRAWN_AFTER].float())
+        middle = figures.shape[-1] // 2
+        place = figures[:, 1:, middle, middle]
+        inside = (place > 0).all(1)
+        placed = self.place(self._seen[PLACED_AFTER].float())
+        return (
+            F.binary_cross_entropy_with_logits(drawn.float(), coarse),
+            F.smooth_l1_loss(placed[inside].float(), place[inside], beta=0.1),
+        )
+
+
 class SeeingStage:
-    shipped: tuple[str, ...] = ("visual",)
+    shipped: tuple[str, ...] = ("visual", "looking")
 
     def __init__(
-        self, source: FrozenThinker, *, batch: int, lr: float, ask_after: int, seed: int
+        self,
+        source: FrozenThinker,
+        asked: list[Sample],
+        called: list[Sample],
+        *,
+        batch: int,
+        lr: float,
+        ask_after: int,
+        seed: int,
     ) -> None:
         torch.manual_seed(seed)
-        self.source, self.thinker = source, source.thinker
+        self.source, self.thinker, self.showing = source, source.thinker, Showing(source)
         self.batch, self.lr, self.ask_after = batch, lr, ask_after
+        self.called, self.asked, self.is_asking = called, by_question(asked), False
         self.encoder = self.thinker.visual.float().requires_grad_(True)
+        # The stream through the layers stays exact; only products are rounded.
+        self.encoder.patch_embed.register_forward_hook(lambda _, __, output: output.float())
         last = self.encoder.merger.mlp[2]
         nn.init.normal_(last.weight, std=ROW_STD * last.in_features**-0.5)
         nn.init.zeros_(last.weight[tree.SOURCE_HIDDEN :])  # pictures spell nothing
+        self.adapters = Adapters.around(source)
         self.words = Vocabulary(source).to(source.device)
-        self.parts: dict[str, nn.Module] = {"visual": self.encoder, "words": self.words}
-        self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "all": torch.optim.AdamW(
-                [*self.encoder.parameters(), *self.words.parameters()],
-                lr,
-                betas=(0.9, 0.98),
-                weight_decay=0.02,
-                fused=True,
-            )
+        self.figures = Figures(self.encoder).to(source.device)
+        self.parts: dict[str, nn.Module] = {
+            "visual": self.encoder,
+            "looking": self.adapters,
+            "words": self.words,
+            "figures": self.figures,
         }
-        self.kept_out = [scene(KEPT_OUT_SEED, i, kept_out=True) for i in range(32)]
+        rates = {"lr": lr, "betas": (0.9, 0.98), "fused": True}
+        seen = [*self.encoder.parameters(), *self.words.parameters()]
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "all": torch.optim.AdamW(seen, weight_decay=0.02, **rates),
+            "looking": torch.optim.AdamW(self.adapters.parameters(), weight_decay=0.0, **rates),
+            "figures": torch.optim.AdamW(self.figures.parameters(), weight_decay=0.0, **rates),
+        }
 
     def train_step(self, step: int, rng: np.random.Generator) -> dict[str, float]:
-        asks = step >= self.ask_after
-        # Pointing costs a fiftieth of asking.
-        count = self.batch if asks else 4 * self.batch
+        self.is_asking = step >= self.ask_after
         first = int(rng.integers(1 << 50))
-        moving = 0.3 if asks else 0.0
-        scenes = [scene(TRAIN_SEED, first + i, moving=moving) for i in range(count)]
+        scenes = [
+            scene(TRAIN_SEED, first + i, moving=MOVING, small=SMALL)
+            for i in range(POINTED * self.batch)
+        ]
         with loop.half_precision(self.source.device):
-            loss, figures = self._loss(scenes, asks=asks)
-        optimizer = self.optimizers["all"]
-        loop.warm_up(optimizer, step, self.lr, 200)
-        optimizer.zero_grad()
+            loss, figures, shown = self._point(scenes)
+            if self.is_asking:
+                answer, more = self._ask(scenes[: self.batch], shown[: self.batch], TRAIN_SEED, rng)
+                loss, figures = answer + POINTING * loss, figures | more
+        for name, optimizer in self.optimizers.items():
+            share = POINTED_SHARE if self.is_asking and name == "all" else 1.0
+            loop.warm_up(optimizer, step, share * self.lr, 200)
+            optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.encoder.parameters(), 1.0)
-        optimizer.step()
+        nn.utils.clip_grad_norm_([*self.encoder.parameters(), *self.adapters.parameters()], 1.0)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
         return figures
 
     def validate(self) -> dict[str, float]:
         """Losses on kept-out renderings."""
-        with loop.half_precision(self.source.device):
-            parts = [
-                self._loss(self.kept_out[i : i + 8], asks=True)[1]
-                for i in range(0, len(self.kept_out), 8)
-            ]
-        figures = {k: sum(p[k] for p in parts) / len(parts) for k in parts[0]}
-        return {"score": figures["answer"] + 0.1 * figures["point"], **figures}
+        parts = []
+        for i in range(0, VALIDATED, 8):
+            scenes = [scene(KEPT_OUT_SEED, i + k, kept_out=True) for k in range(8)]
+            with loop.half_precision(self.source.device):
+                _, figures, shown = self._point(scenes)
+                if self.is_asking:
+                    rng = np.random.default_rng(i)
+                    figures |= self._ask(scenes, shown, KEPT_OUT_SEED, rng)[1]
+            parts.append(figures)
+        names = {name for figures in parts for name in figures}
+        found = {name: [p[name] for p in parts if name in p] for name in sorted(names)}
+        figures = {name: sum(values) / len(values) for name, values in found.items()}
+        asked = sum(figures.get(name, 3.0) for name in ("typed", "spoken", "called_out"))
+        return {"score": asked + 0.1 * figures["point"], **figures}
 
-    def _loss(self, scenes: list[Scene], *, asks: bool) -> tuple[Tensor, dict[str, float]]:
+    def _point(self, scenes: list[Scene]) -> tuple[Tensor, dict[str, float], list[Shown]]:
+        """Loss of what each row says, and the pairs with their rows."""
+        shown = self._encode(scenes)
+        facts, owners, num_things = [], [], 0
+        for seen, (pairs, _) in zip(scenes, shown, strict=True):
+            for i, patches in enumerate(pairs):
+                told, owner = pair_facts(seen, i, patches)
+                facts.append(told)
+                owners.append(torch.where(owner >= 0, owner + num_things, -1))
+                num_things += len(seen.things)
+        rows = torch.cat([x for _, own in shown for x in own])
+        told, owner = (torch.cat(x).to(self.source.device) for x in (facts, owners))
+        loss, right = self.words.loss(rows, told, owner)
+        drawn, placed = self._figures(scenes, [pairs for pairs, _ in shown])
+        figures = {"point": loss.item(), "drawn": drawn.item(), "placed": placed.item(), **right}
+        return loss + DRAWN * drawn + PLACED * placed, figures, shown
+
+    def _figures(self, scenes: list[Scene], pairs: list[list[Patches]]) -> tuple[Tensor, Tensor]:
+        """Losses of what belongs to things in the second frame of each pair, and where in them it lies."""
+        drawn = [
+            pair_patches(figure, settings=self.encoder.settings)
+            for seen in scenes
+            for figure in (seen.figures[1::2] or seen.figures)
+        ]
+        side = self.encoder.settings.patch_size
+        figures = torch.cat([p.values.view(-1, 3, 2, side, side)[:, :, 0] for p in drawn])
+        grids = [p.grid for own in pairs for p in own]
+        plan = self.encoder.plan(grids, torch.device(self.source.device))
+        return self.figures.loss(figures.to(self.source.device).float() / 255, plan.order)
+
+    def _encode(self, scenes: list[Scene]) -> list[Shown]:
         pairs = [self._pairs(s) for s in scenes]
-        encoded = self.encoder.encode_pairs([p for own in pairs for p in own])
-        rows, at = [], 0
-        for own in pairs:
-            rows.append(encoded[at : at + len(own)])
-            at += len(own)
-        still = [i for i, s in enumerate(scenes) if len(s.frames) == 1]
-        point, figures = encoded[0].new_zeros(()), {}
-        if still:
-            targets = [self._targets(scenes[i], pairs[i][0]) for i in still]
-            colours, kinds = (torch.cat([t[k] for t in targets]) for k in (0, 1))
-            point, figures = self.words.loss(
-                torch.cat([rows[i][0] for i in still]),
-                colours.to(self.source.device),
-                kinds.to(self.source.device),
-            )
-        figures["point"] = point.item()
-        if not asks:
-            return point, figures
-        answer = self._answers(scenes, pairs, rows)
-        figures["answer"] = answer.item()
-        return answer + 0.1 * point, figures
+        encoded = iter(self.encoder.encode_pairs([p for own in pairs for p in own]))
+        return [(own, [next(encoded) for _ in own]) for own in pairs]
 
     def _pairs(self, seen: Scene) -> list[Patches]:
-        settings = self.encoder.settings
-        if len(seen.frames) == 1:
-            return [image_patches(seen.frames[0], settings)]
-        frames = seen.frames
+        settings, frames = self.encoder.settings, seen.frames
+        if len(frames) == 1:
+            return [image_patches(frames[0], settings)]
         return [
             pair_patches(a, b, settings=settings)
             for a, b in zip(frames[::2], frames[1::2], strict=True)
         ]
 
-    def _targets(self, seen: Scene, patches: Patches) -> tuple[Tensor, Tensor]:
-        """Which colour and which kind lies at the middle of each row's square."""
-        height, width = patches.grid_h // 2, patches.grid_w // 2
-        colours = torch.full((height, width), len(self.words.colours))
-        kinds = torch.full((height, width), len(self.words.kinds))
-        for thing, (x, y, side) in zip(seen.things, seen.boxes, strict=True):
-            rows = _covered(y, side, height)
-            columns = _covered(x, side, width)
-            colours[rows, columns] = self.words.colours.index(thing.colour)
-            kinds[rows, columns] = self.words.kinds.index(thing.kind)
-        return colours.flatten(), kinds.flatten()
+    def _ask(
+        self, scenes: list[Scene], shown: list[Shown], seed: int, rng: np.random.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Cross-entropy of replies, given what was shown; and how far what is said to words alone has moved."""
+        talks = {
+            "typed": [
+                self.showing.typed(seen.questions, *own, system_prompt(rng))
+                for seen, own in zip(scenes, shown, strict=True)
+            ]
+        }
+        # By turns, for each of them is as long as several typed ones.
+        if rng.random() < 0.5:
+            talks["spoken"] = self._spoken(scenes, shown, rng)
+        else:
+            talks["called_out"] = [self._called_out(seed, rng)]
+        loss, figures = torch.zeros(()), dict[str, float]()
+        if rng.random() < HELD:
+            loss = self._held(rng)
+            figures["held"] = loss.item()
+        for name, own in talks.items():
+            if own:
+                answer, right = self._answers(own)
+                loss = loss + answer
+                figures |= {name: answer.item(), f"{name}_right": right}
+        return loss, figures
 
-    def _answers(
-        self, scenes: list[Scene], pairs: list[list[Patches]], rows: list[list[Tensor]]
-    ) -> Tensor:
-        """Cross-entropy of the replies, given the pictures."""
-        talks = [self._talk(s, p, r) for s, p, r in zip(scenes, pairs, rows, strict=True)]
-        positions = nn.utils.rnn.pad_sequence([p.T for _, p, _ in talks], batch_first=True)
-        embedded = nn.utils.rnn.pad_sequence([x for x, _, _ in talks], batch_first=True)
-        hidden = self.thinker.model.whole(embedded, positions.permute(2, 0, 1))
-        return self.source.said_loss(hidden, [said for _, _, said in talks])
+    def _spoken(
+        self, scenes: list[Scene], shown: list[Shown], rng: np.random.Generator
+    ) -> list[Talk]:
+        """Still scenes in front of a camera, each with a question that somebody has spoken."""
+        talks = []
+        for seen, (pairs, rows) in zip(scenes, shown, strict=True):
+            known = [q for q in seen.questions if q.text in self.asked]
+            if len(pairs) > 1 or not known:
+                continue
+            question = known[int(rng.integers(len(known)))]
+            samples = self.asked[question.text]
+            said = to_wave(samples[int(rng.integers(len(samples)))])
+            before, after = (int(x * INPUT_RATE) for x in rng.uniform((0, 0.1), (1.2, 0.6)))
+            wave = noisy(F.pad(said, (before, after)), rng)
+            talks.append(self.showing.spoken(question.reply, pairs, rows, wave, system_prompt(rng)))
+        return talks
 
-    def _talk(
-        self, seen: Scene, pairs: list[Patches], rows: list[Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """A conversation about a scene: rows [T, H], positions [3, T], tokens that are to be said [T] (-1: none)."""
-        source, config, tokenizer = self.source, self.thinker.config, self.source.tokenizer
-        timeline = Timeline.for_config(config)
-        embedded, positions, said = [], [], []
-
-        def add(x: Tensor, at: Tensor, tokens: list[int] | None = None) -> None:
-            embedded.append(x.to(source.dtype))
-            positions.append(at)
-            said.extend(tokens or [-1] * len(x))
-
-        def add_text(tokens: list[int], *, is_said: bool = False) -> None:
-            add(source.embed(tokens), timeline.text(len(tokens)), tokens if is_said else None)
-
-        add_text(opening(tokenizer))
-        add(source.embed([config.vision_start_token_id]), timeline.open_segment(with_audio=False))
-        for i, (patches, own) in enumerate(zip(pairs, rows, strict=True)):
-            add(own, timeline.pair(i, patches.grid_h // 2, patches.grid_w // 2))
-        add(source.embed([config.vision_end_token_id]), timeline.close_segment())
-        for i, question in enumerate(seen.questions[:MAX_QUESTIONS]):
-            again = opening(tokenizer) if i else []
-            add_text([*again, *tokenizer.encode(question.text), *closing(tokenizer)])
-            add_text([*tokenizer.encode(question.reply), tokenizer.im_end_id], is_said=True)
-            add_text(tokenizer.encode("\n"))
-        device = source.device
-        return (
-            torch.cat(embedded),
-            torch.cat(positions, 1).to(device),
-            torch.tensor(said, device=device),
+    def _called_out(self, seed: int, rng: np.random.Generator) -> Talk:
+        seen = changing(
+            seed, int(rng.integers(1 << 50)), small=SMALL, kept_out=seed == KEPT_OUT_SEED
         )
+        [(pairs, rows)] = self._encode([seen])
+        _, pcm = self.called[int(rng.integers(len(self.called)))]
+        wave = noisy(called_at(seen, to_wave(pcm)), rng)
+        return self.showing.called_out(seen.questions[0], pairs, rows, wave, system_prompt(rng))
+
+    def _held(self, rng: np.random.Generator) -> Tensor:
+        """KL from replies to words alone without the adapters to those with them."""
+        made = [exchange(TRAIN_SEED, int(rng.integers(10**9)), polite=True) for _ in range(2)]
+        talks = [
+            torch.tensor(
+                [*self.source.chat("", x.question), *self.source.tokenizer.encode(x.reply)]
+            )
+            for x in made
+        ]
+        counts = [len(self.source.tokenizer.encode(x.reply)) + 1 for x in made]
+        tokens = nn.utils.rnn.pad_sequence(talks, batch_first=True).to(self.source.device)
+        embedded = self.thinker.embed(tokens.flatten()).view(*tokens.shape, -1)
+
+        def replies() -> Tensor:
+            hidden = self.source.hidden(embedded)
+            last = [h[len(t) - n : len(t)] for h, t, n in zip(hidden, talks, counts, strict=True)]
+            return self.thinker.logits(torch.cat(last)).float().log_softmax(-1)
+
+        with torch.no_grad(), self.adapters.off():
+            wanted = replies()
+        return F.kl_div(replies(), wanted, reduction="batchmean", log_target=True)
+
+    def _answers(self, talks: list[Talk]) -> tuple[Tensor, float]:
+        """Cross-entropy of the replies; and the share of replies without a wrong token."""
+        pad = nn.utils.rnn.pad_sequence
+        positions = pad([t.positions.T for t in talks], batch_first=True)
+        embedded = pad([t.rows for t in talks], batch_first=True)
+        branch = pad([t.branch for t in talks], batch_first=True, padding_value=-1)
+        hidden = self.thinker.model.whole(embedded, positions.permute(2, 0, 1), branch_mask(branch))
+        loss = self.source.said_loss(hidden, [t.said for t in talks])
+        with torch.no_grad():
+            right = [x for h, t in zip(hidden, talks, strict=True) for x in self._right(h, t)]
+        return loss, sum(right) / len(right)
+
+    def _right(self, hidden: Tensor, talk: Talk) -> list[bool]:
+        """Whether each reply of a talk has no wrong token."""
+        wanted = talk.said[1:]
+        asked = wanted >= 0
+        hit = self.thinker.logits(hidden[: len(wanted)][asked]).argmax(1) == wanted[asked]
+        branch = talk.branch[1:][asked]
+        return [bool(hit[branch == b].all()) for b in branch.unique()]
 
 
-def _covered(start: float, side: float, count: int) -> slice:
+def system_prompt(rng: np.random.Generator) -> str:
+    """Now and then the one that conversations begin with; it costs a fifth."""
+    return tree.SYSTEM_PROMPT if rng.random() < 0.3 else ""
+
+
+def by_question(samples: list[Sample]) -> dict[str, list[NDArray[np.int16]]]:
+    found: dict[str, list[NDArray[np.int16]]] = {}
+    for call, pcm in samples:
+        found.setdefault(call.question, []).append(pcm)
+    return found
+
+
+def called_at(seen: Scene, call: Tensor) -> Tensor:
+    """The sound of a changing scene [n] at 16 kHz: as long as it is, with the call [m] at its moment."""
+    assert seen.moment is not None
+    wave = torch.zeros(len(seen.frames) * INPUT_RATE // 2)
+    at = int(seen.moment * INPUT_RATE)
+    wave[at : at + len(call)] = call[: len(wave) - at]
+    return wave
+
+
+def noisy(wave: Tensor, rng: np.random.Generator) -> Tensor:
+    """The same [n] in a room that is never quite silent."""
+    hiss = torch.from_numpy(rng.standard_normal(len(wave)).astype(np.float32))
+    return wave + float(10 ** rng.uniform(-4, -2.3)) * hiss
+
+
+def pair_facts(seen: Scene, pair: int, patches: Patches) -> tuple[Tensor, Tensor]:
+    """What lies at the middle of each row's square.
+
+    As numbers of `WORDS`, int64 [rows, len(WORDS)], -1 not asked; and the number of the thing [rows], -1 none.
+    """
+    height, width = patches.grid_h // 2, patches.grid_w // 2
+    owner = torch.full((height, width), -1)
+    facts = torch.full((height, width, len(WORDS)), -1)
+    names = list(WORDS)
+    facts[..., names.index("colour")] = len(WORDS["colour"])
+    is_video = len(seen.frames) > 1
+    for frame in seen.boxes[2 * pair : 2 * pair + 2]:
+        for number, (thing, box) in enumerate(zip(seen.things, frame, strict=True)):
+            told = {"colour": thing.colour, "kind": thing.kind}
+            if is_video:
+                told |= {"moves": "moving", "way": seen.way}
+            else:
+                alike = [t.kind for t in seen.things].count(thing.kind)
+                told |= {
+                    "column": COLUMNS[thing.column],
+                    "row": ROWS[thing.row],
+                    "number": NUMBERS[alike],
+                }
+            where = _covered(box, height, width)
+            owner[where], area = number, facts[where]
+            for name, word in told.items():
+                area[..., names.index(name)] = WORDS[name].index(word)
+            if not is_video:
+                area[..., names.index("moves")] = len(WORDS["moves"])
+    return facts.flatten(0, 1), owner.flatten()
+
+
+def _covered(box: Box, height: int, width: int) -> tuple[slice, slice]:
+    x, y, side = box
+    return _covered_along(y, side, height), _covered_along(x, side, width)
+
+
+def _covered_along(start: float, side: float, count: int) -> slice:
     """Squares whose middle lies inside, and the one in the middle of a thing smaller than that."""
     first = round((start + 0.1 * side) / SIDE)
     last = round((start + 0.9 * side) / SIDE)
@@ -228,14 +458,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    loop.add_arguments(parser, steps=60_000, batch=8)
+    loop.add_arguments(parser, steps=60_000, batch=4)
     parser.add_argument("--checkpoint", type=Path, required=True, help="the assembled checkpoint")
+    parser.set_defaults(data=Path("~/.cache/parley/tiny/callers").expanduser())
     parser.add_argument("--ask-after", type=int, default=3_000, help="steps of pointing alone")
     args = parser.parse_args()
     torch.set_num_threads(1)
     source = FrozenThinker.load(args.checkpoint, args.device, torch.bfloat16)
     stage = SeeingStage(
-        source, batch=args.batch, lr=args.lr or 1e-3, ask_after=args.ask_after, seed=args.seed
+        source,
+        read_calls(args.data, "scenes"),
+        read_calls(args.data, "now"),
+        batch=args.batch,
+        lr=args.lr or 1e-3,
+        ask_after=args.ask_after,
+        seed=args.seed,
     )
     loop.train(stage, args.out, loop.budget(args))
 

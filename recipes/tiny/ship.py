@@ -25,6 +25,7 @@ SHIPPED = {
     "hearing": ("hearing", "audio", "thinker.audio_tower."),
     "listening": ("hearing", "listening", "thinker.listening."),
     "seeing": ("seeing", "visual", "thinker.visual."),
+    "looking": ("seeing", "looking", "thinker.looking."),
     "codec": ("codec", "tokenizer", "tokenizer."),
 }
 # The codec's encoder never runs in the product, but DiT and Talker can only be trained further on its codes.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
+from model.image import ImageSettings, PixelLimits, image_patches
 from recipes.tiny import tree
-from recipes.tiny.scenes import DIRECTIONS, SHAPES, scene
+from recipes.tiny.scenes import COLOURS, DIRECTIONS, SHAPES, changing, scene
+from recipes.tiny.seeing import WORDS, called_at, pair_facts, together
 
 NUM = 150
 
@@ -50,12 +53,72 @@ def test_what_is_asked_is_what_is_drawn() -> None:
             assert (centres[1][axis] > centres[0][axis]) == forward
             seen += 1
         elif shown.things[0].kind == "square" and len(shown.things) == 1:
-            [(x, y, side)] = shown.boxes
+            [[(x, y, side)]] = shown.boxes
             inside = shown.frames[0][int(y + side / 2), int(x + side / 2)].astype(int)
             corner = shown.frames[0][-1 if y < 60 else 0, -1 if x < 60 else 0].astype(int)
             assert np.abs(inside - corner).sum() > 15
     assert seen > 10
     assert set(SHAPES) <= {t.kind for i in range(NUM) for t in scene(5, i).things}
+
+
+def test_figures_tell_things_from_the_ground() -> None:
+    for index in range(NUM):
+        shown = scene(6, index, small=0.5)
+        for frame, figure, boxes in zip(shown.frames, shown.figures, shown.boxes, strict=True):
+            assert figure.shape == frame.shape
+            inside = np.zeros(frame.shape[:2], bool)
+            for x, y, side in boxes:
+                margin = (
+                    0.15 * side
+                )  # a turned square is wider than its side, and letters hang over
+                across = slice(max(0, int(x - margin)), int(x + side + margin) + 1)
+                inside[max(0, int(y - margin)) : int(y + side + margin) + 1, across] = True
+            assert (figure[..., 0] > 0).any()
+            assert not (figure[..., 0] > 0)[~inside].any()
+
+
+def test_rows_are_told_what_lies_there() -> None:
+    settings = ImageSettings(*[PixelLimits(*tree.PIXELS.values())] * 2)
+    names = list(WORDS)
+    for index in range(40):
+        shown = scene(7, index, moving=0.0)
+        patches = image_patches(shown.frames[0], settings)
+        facts, owner = pair_facts(shown, 0, patches)
+        assert len(facts) == patches.grid_h * patches.grid_w // 4
+        for number, thing in enumerate(shown.things):
+            own = facts[owner == number]
+            assert len(own)
+            assert {WORDS["colour"][i] for i in own[:, names.index("colour")]} == {thing.colour}
+            assert {WORDS["kind"][i] for i in own[:, names.index("kind")]} == {thing.kind}
+        nobody = facts[owner < 0]
+        assert (nobody[:, names.index("colour")] == len(COLOURS)).all()
+        assert (nobody[:, names.index("kind")] == -1).all()
+
+
+def test_rows_of_a_thing_speak_together() -> None:
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [5.0, 5.0], [0.0, -1.0]])
+    said, told = together(rows, torch.tensor([7, 7, -1, 2]), torch.tensor([0, 0, -1, 1]))
+    torch.testing.assert_close(said, torch.tensor([[0.5**0.5, 0.5**0.5], [0.0, -1.0]]))
+    assert told.tolist() == [7, 2]
+
+
+def test_a_changing_thing_has_another_colour_every_second() -> None:
+    for index in range(20):
+        shown = changing(3, index)
+        middle = [frame[98, 126].astype(int) for frame in shown.frames]
+        assert len(shown.frames) in (8, 10, 12)
+        assert shown.moment is not None and 0 < shown.moment < len(shown.frames) / 2
+        assert all(np.array_equal(a, b) for a, b in zip(middle[::2], middle[1::2], strict=True))
+        [asked] = shown.questions
+        assert asked.key in COLOURS and asked.key in asked.reply
+
+
+def test_a_call_is_heard_at_its_moment() -> None:
+    shown = changing(3, 1)
+    wave = called_at(shown, torch.ones(4000))
+    assert len(wave) == len(shown.frames) * 8000
+    assert shown.moment is not None
+    assert wave.nonzero()[0].item() == int(shown.moment * 16_000)
 
 
 def _centre_of_change(frame: np.ndarray, first: np.ndarray) -> tuple[float, float]:
