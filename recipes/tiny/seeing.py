@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.image import image_patches, pair_patches
+from model.image import image_patches, normalize, pair_patches
 from recipes.tiny import loop, tree
 from recipes.tiny.adapters import Adapters
 from recipes.tiny.callers import INPUT_RATE, Call, read_calls
@@ -56,12 +56,18 @@ if TYPE_CHECKING:
 TRAIN_SEED, KEPT_OUT_SEED = 41, 905
 VALIDATED = 32
 SIDE = 28  # pixels of a row
+LOOKED_AT, SIGNAL, MAX_GAIN = (
+    300,
+    160,
+    12.0,
+)  # pictures; directions in a patch that are not noise; of the first layer
 MOVING, SMALL = 0.2, 0.8  # shares of the scenes; a small picture costs a third
-POINTED = 4  # scenes that are only pointed at, for each one that is asked about
+POINTED = 6  # scenes that are only pointed at, for each one that is asked about
 POINTING, POINTED_SHARE = (
     0.2,
     0.5,
 )  # weight beside answering, and share of the rate that is left to the encoder then
+CALLED_OUT = 0.1  # steps with a video in which somebody calls; in all others somebody asks aloud
 HELD = 0.3  # steps that hold the language model where it was
 DRAWN, DRAWN_AFTER, GRAIN = 3.0, 2, 7  # weight, layer, squares of a patch
 PLACED, PLACED_AFTER = 10.0, 4
@@ -117,6 +123,21 @@ class Vocabulary(nn.Module):
                 right = logits.argmax(1) == wanted
                 figures[name] = right[is_thing].float().mean().item()
         return loss, figures
+
+
+def sharpen(encoder: VisionEncoder, pairs: list[Patches]) -> None:
+    """Raise the first layer's answers to what differs inside patches, each by what it lacks beside the mean colour.
+
+    In pictures that colour is fifty times as large as the rest, which is lost in the noise of a fresh encoder.
+    """
+    weight = encoder.patch_embed.proj.weight
+    patches = torch.cat([normalize(p.values, encoder.settings) for p in pairs]).double()
+    variance, directions = torch.linalg.eigh(torch.cov(patches.T))
+    variance, directions = variance.flip(0), directions.flip(1)
+    gain = (0.3 * (variance[2] / variance).sqrt()).clamp(1, MAX_GAIN)
+    gain[:3], gain[SIGNAL:] = 1.0, 0.5  # mean red, green and blue; noise
+    raised = directions @ torch.diag(gain) @ directions.T
+    weight.copy_((weight.flatten(1).double() @ raised.to(weight.device)).view_as(weight))
 
 
 def together(rows: Tensor, facts: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,6 +203,9 @@ class SeeingStage:
         self.batch, self.lr, self.ask_after = batch, lr, ask_after
         self.called, self.asked, self.is_asking = called, by_question(asked), False
         self.encoder = self.thinker.visual.float().requires_grad_(True)
+        shown = [self._pairs(scene(TRAIN_SEED, i, small=1.0)) for i in range(LOOKED_AT)]
+        with torch.no_grad():
+            sharpen(self.encoder, [p for own in shown for p in own])
         # The stream through the layers stays exact; only products are rounded.
         self.encoder.patch_embed.register_forward_hook(lambda _, __, output: output.float())
         last = self.encoder.merger.mlp[2]
@@ -297,11 +321,10 @@ class SeeingStage:
                 for seen, own in zip(scenes, shown, strict=True)
             ]
         }
-        # By turns, for each of them is as long as several typed ones.
-        if rng.random() < 0.5:
-            talks["spoken"] = self._spoken(scenes, shown, rng)
-        else:
+        if rng.random() < CALLED_OUT:
             talks["called_out"] = [self._called_out(seed, rng)]
+        else:
+            talks["spoken"] = self._spoken(scenes, shown, rng)
         loss, figures = torch.zeros(()), dict[str, float]()
         if rng.random() < HELD:
             loss = self._held(rng)

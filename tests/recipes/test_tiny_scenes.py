@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
-from model.image import ImageSettings, PixelLimits, image_patches
 from recipes.tiny import tree
 from recipes.tiny.scenes import COLOURS, DIRECTIONS, SHAPES, changing, scene
-from recipes.tiny.seeing import WORDS, called_at, pair_facts, together
 
 NUM = 150
 
@@ -77,31 +74,6 @@ def test_figures_tell_things_from_the_ground() -> None:
             assert not (figure[..., 0] > 0)[~inside].any()
 
 
-def test_rows_are_told_what_lies_there() -> None:
-    settings = ImageSettings(*[PixelLimits(*tree.PIXELS.values())] * 2)
-    names = list(WORDS)
-    for index in range(40):
-        shown = scene(7, index, moving=0.0)
-        patches = image_patches(shown.frames[0], settings)
-        facts, owner = pair_facts(shown, 0, patches)
-        assert len(facts) == patches.grid_h * patches.grid_w // 4
-        for number, thing in enumerate(shown.things):
-            own = facts[owner == number]
-            assert len(own)
-            assert {WORDS["colour"][i] for i in own[:, names.index("colour")]} == {thing.colour}
-            assert {WORDS["kind"][i] for i in own[:, names.index("kind")]} == {thing.kind}
-        nobody = facts[owner < 0]
-        assert (nobody[:, names.index("colour")] == len(COLOURS)).all()
-        assert (nobody[:, names.index("kind")] == -1).all()
-
-
-def test_rows_of_a_thing_speak_together() -> None:
-    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [5.0, 5.0], [0.0, -1.0]])
-    said, told = together(rows, torch.tensor([7, 7, -1, 2]), torch.tensor([0, 0, -1, 1]))
-    torch.testing.assert_close(said, torch.tensor([[0.5**0.5, 0.5**0.5], [0.0, -1.0]]))
-    assert told.tolist() == [7, 2]
-
-
 def test_a_changing_thing_has_another_colour_every_second() -> None:
     for index in range(20):
         shown = changing(3, index)
@@ -111,14 +83,6 @@ def test_a_changing_thing_has_another_colour_every_second() -> None:
         assert all(np.array_equal(a, b) for a, b in zip(middle[::2], middle[1::2], strict=True))
         [asked] = shown.questions
         assert asked.key in COLOURS and asked.key in asked.reply
-
-
-def test_a_call_is_heard_at_its_moment() -> None:
-    shown = changing(3, 1)
-    wave = called_at(shown, torch.ones(4000))
-    assert len(wave) == len(shown.frames) * 8000
-    assert shown.moment is not None
-    assert wave.nonzero()[0].item() == int(shown.moment * 16_000)
 
 
 def _centre_of_change(frame: np.ndarray, first: np.ndarray) -> tuple[float, float]:
