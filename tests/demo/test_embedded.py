@@ -1,23 +1,35 @@
 """The page, the real server and the embedded checkpoint: what a person hears is the answer.
 
-Nothing is stood in for but the person: a recorded question goes into the microphone, and Whisper tiny.en listens at
-the speakers.
+Nothing is stood in for but the person: a recorded question goes into the microphone, something is held up to the
+camera, and Whisper tiny.en listens at the speakers.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 from typing import TYPE_CHECKING
 
 import pytest
+from PIL import Image
 
-from tests.e2e.embedded import ANSWERS, CHECKPOINT, question, require_checkpoint, whisper
+from tests.demo.browser import GRANTED, Visitor, chromium
+from tests.e2e.embedded import (
+    ANSWERS,
+    CHECKPOINT,
+    QUESTIONS,
+    SEEN,
+    question,
+    require_checkpoint,
+    whisper,
+)
 from tests.e2e.house import House
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-    from tests.demo.browser import Visitor
+    from playwright.sync_api import Playwright
 
 require_checkpoint()
 pytestmark = pytest.mark.slow
@@ -54,3 +66,32 @@ def test_answers_are_heard_and_captioned(visit: Callable[..., Visitor], house: H
         visitor.until(lambda at=visitor.at: at("caption-user").text_content() != "", PATIENCE_S)
         assert visitor.errors == [] and visitor.at("error").text_content() == ""
     assert right, replies
+
+
+def test_what_is_held_up_to_the_camera_is_named(
+    driver: Playwright, house: House, tmp_path: Path
+) -> None:
+    right, replies = 0, []
+    for name, wanted in SEEN:
+        camera = looking_at(QUESTIONS / name.replace("question.ogg", "camera.png"), tmp_path)
+        with chromium(driver, GRANTED, f"--use-file-for-fake-video-capture={camera}") as browser:
+            visitor = Visitor(browser.new_context(), f"http://127.0.0.1:{house.port}/")
+            visitor.start()
+            visitor.at("camera").click()
+            visitor.until(lambda at=visitor.at: at("camera-preview").is_visible())
+            visitor.hold_turn(question(name), PATIENCE_S)
+            caption = visitor.at("caption-assistant").text_content()
+            assert visitor.figure("jpeg_up") > 0
+            assert visitor.errors == [] and visitor.at("error").text_content() == ""
+        right += wanted in caption.lower()
+        replies.append(caption)
+    assert right, replies
+
+
+def looking_at(picture: Path, folder: Path) -> Path:
+    """A camera that sees nothing but a picture, as concatenated JPEGs."""
+    jpeg = io.BytesIO()
+    Image.open(picture).resize((640, 480)).save(jpeg, "JPEG", quality=90)
+    camera = folder / f"{picture.stem}.mjpeg"
+    camera.write_bytes(jpeg.getvalue() * 30)
+    return camera

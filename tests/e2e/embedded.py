@@ -28,6 +28,8 @@ ANSWERS = (
     ("06-question.ogg", "tuesday"),
     ("07-question.ogg", "books"),
 )
+# The same with something before the camera, in a picture beside the question.
+SEEN = (("11-question.ogg", "red"), ("12-question.ogg", "blue"), ("13-question.ogg", "right"))
 
 Sound = np.ndarray[tuple[int], np.dtype[np.float32]]
 Samples = np.ndarray[tuple[int], np.dtype[np.int16]]
