@@ -41,8 +41,7 @@ if TYPE_CHECKING:
 COSINE_SCALE = 20.0
 CTC_WEIGHT = 0.3  # beside distillation
 VALIDATED = 60  # clips
-# Whisper's layers know many voices already; ours are few, and synthetic. At a quarter of the rate they learned too
-# little: voices they were trained on were understood no better than kept-out ones.
+# Whisper's layers know many voices already; ours are few, and synthetic.
 LEARNED_SHARE = 0.5
 ROW_STD = 0.13 * tree.STREAM_SCALE  # spread of the Thinker's own embeddings
 

@@ -2,8 +2,8 @@
 
 * **typed**: a picture or a video, then every question about it. Each question sees the picture and itself, none the
   others, so that one picture serves them all.
-* **spoken**: a camera that goes on while the question is asked: pairs and sound of two seconds after one another.
-* **called out**: such a video in which somebody says "now"; what was shown then is asked in writing.
+* **watched**: a camera that goes on while somebody speaks, pairs and sound of two seconds after one another. The
+  question is in the sound, or comes in writing afterwards: what was shown when somebody said "now"?
 """
 
 from __future__ import annotations
@@ -61,35 +61,19 @@ class Showing:
             page.add_exchange(question.text, question.reply, branch=i)
         return page.talk()
 
-    def spoken(
+    def watched(
         self,
+        question: str,
         reply: str,
         pairs: list[Patches],
         rows: list[Tensor],
         wave: Tensor,
         system: str = "",
     ) -> Talk:
-        """Pairs and sound [n] at 16 kHz that holds the question; the last pair stays while the sound lasts."""
-        page = self._watched(pairs, rows, wave, system)
-        page.add_exchange("", reply)
-        return page.talk()
+        """Pairs and sound [n] at 16 kHz, then a typed question: "" if the sound holds it.
 
-    def called_out(
-        self,
-        question: Question,
-        pairs: list[Patches],
-        rows: list[Tensor],
-        wave: Tensor,
-        system: str = "",
-    ) -> Talk:
-        """Pairs and sound, then a typed question."""
-        page = self._watched(pairs, rows, wave, system)
-        page.add_exchange(question.text, question.reply)
-        return page.talk()
-
-    def _watched(
-        self, pairs: list[Patches], rows: list[Tensor], wave: Tensor, system: str
-    ) -> _Page:
+        The last pair stays while the sound lasts.
+        """
         page, config = _Page(self.source), self.config
         page.add_text(opening(self.source.tokenizer, system))
         markers = [config.vision_start_token_id, config.audio_start_token_id]
@@ -105,7 +89,8 @@ class Showing:
                 page.add_rows(blocks[chunk], page.timeline.audio(len(blocks[chunk])))
         markers = [config.audio_end_token_id, config.vision_end_token_id]
         page.add(markers, page.timeline.close_segment())
-        return page
+        page.add_exchange(question, reply)
+        return page.talk()
 
     @torch.no_grad()
     def hear(self, wave: Tensor) -> list[Tensor]:

@@ -7,8 +7,9 @@ import torch
 from model.image import ImageSettings, PixelLimits, image_patches, normalize
 from model.vision_encoder import VisionEncoder
 from recipes.tiny import tree
+from recipes.tiny.pointing import WORDS, pair_facts, sharpen, together
 from recipes.tiny.scenes import COLOURS, changing, scene
-from recipes.tiny.seeing import WORDS, called_at, pair_facts, sharpen, together
+from recipes.tiny.seeing import called_at
 
 SETTINGS = ImageSettings(*[PixelLimits(*tree.PIXELS.values())] * 2)
 

@@ -70,8 +70,14 @@ def test_a_video_with_sound_lies_where_the_running_model_has_it(
     seen = changing(3, 5, small=1.0)
     wave = torch.from_numpy(np.random.default_rng(1).standard_normal(45_000).astype(np.float32))
     patches = _pairs(seen, omni)
-    talk = Showing(source).called_out(
-        seen.questions[0], patches, _rows(source, patches), 0.01 * wave, tree.SYSTEM_PROMPT
+    [asked] = seen.questions
+    talk = Showing(source).watched(
+        asked.text,
+        asked.reply,
+        patches,
+        _rows(source, patches),
+        0.01 * wave,
+        tree.SYSTEM_PROMPT,
     )
     chat, computed = _chat(omni)
     chat.open_video(with_sound=True)
