@@ -158,7 +158,7 @@ def make_shard(
     seed: int,
     shard: int,
     voices: dict[str, tuple[float, Callable[[str, random.Random], Audio]]],
-    say: Callable[[int, int], Exchange] = exchange,
+    say: Callable[[int, int], Exchange],
 ) -> float:
     """Speak one shard of exchanges; return seconds of speech. The index is written last."""
     pieces, lines, start = [], [], 0

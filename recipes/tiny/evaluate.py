@@ -239,10 +239,9 @@ def sees(checkpoint: Path, calls: list[Sample], count: int) -> None:
         else:
             show(chat, shown.frames, None)
         chat.text(first.text)
-        right.setdefault("typed" if is_still else "moving", []).append(is_right(chat, first))
-        right.setdefault(f"typed: {topic(first)}", []).append(
-            right["typed" if is_still else "moving"][-1]
-        )
+        answered = is_right(chat, first)
+        for kind in ("typed" if is_still else "moving", f"typed: {topic(first)}"):
+            right.setdefault(kind, []).append(answered)
         asked = next((q for q in shown.questions if q.text in spoken), None)
         if is_still and asked:
             wave = spoken[asked.text]

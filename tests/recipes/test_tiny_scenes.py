@@ -65,9 +65,8 @@ def test_figures_tell_things_from_the_ground() -> None:
             assert figure.shape == frame.shape
             inside = np.zeros(frame.shape[:2], bool)
             for x, y, side in boxes:
-                margin = (
-                    0.15 * side
-                )  # a turned square is wider than its side, and letters hang over
+                # A turned square is wider than its side, and letters hang over.
+                margin = 0.15 * side
                 across = slice(max(0, int(x - margin)), int(x + side + margin) + 1)
                 inside[max(0, int(y - margin)) : int(y + side + margin) + 1, across] = True
             assert (figure[..., 0] > 0).any()
