@@ -135,8 +135,7 @@ def kept_out_voices() -> dict[str, tuple[float, Callable[[str, random.Random], A
 
 
 def about_scenes(seed: int, index: int) -> Exchange:
-    asked = scene(seed, index).questions[0]
-    return Exchange(asked.text, asked.reply, asked.key)
+    return scene(seed, index).questions[0]
 
 
 def calling_now(seed: int, index: int) -> Exchange:

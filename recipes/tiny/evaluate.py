@@ -45,7 +45,7 @@ from recipes.tiny import codec, dit, talker, tree, vocoder
 from recipes.tiny.aloud import Script, read_aloud
 from recipes.tiny.callers import INPUT_RATE, Call, read_calls
 from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech, to_wave
-from recipes.tiny.exchanges import exchange
+from recipes.tiny.exchanges import Exchange, exchange
 from recipes.tiny.frozen import FrozenThinker
 from recipes.tiny.lessons import Markers
 from recipes.tiny.listen import Listener, comparable, word_errors
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from model.codec.vocoder import Vocoder
     from model.codec.voice import Voice
     from model.talker import Talker
-    from recipes.tiny.scenes import Picture, Question
+    from recipes.tiny.scenes import Picture
 
 SAMPLING = replace(TALKER_SAMPLING, temperature=tree.TALKER_TEMPERATURE)
 KEPT_OUT_QUESTIONS, KEPT_OUT_SCENES = 901, 906  # seeds nothing is trained on
@@ -238,13 +238,13 @@ def sees(checkpoint: Path, calls: list[Sample], count: int) -> None:
             chat.image(shown.frames[0])
         else:
             show(chat, shown.frames, None)
-        chat.text(first.text)
+        chat.text(first.question)
         answered = is_right(chat, first)
         for kind in ("typed" if is_still else "moving", f"typed: {topic(first)}"):
             right.setdefault(kind, []).append(answered)
-        asked = next((q for q in shown.questions if q.text in spoken), None)
+        asked = next((q for q in shown.questions if q.question in spoken), None)
         if is_still and asked:
-            wave = spoken[asked.text]
+            wave = spoken[asked.question]
             chat = Chat(omni, capacity=2048)
             show(chat, 2 * -(-len(wave) // INPUT_RATE) * shown.frames, wave)
             right.setdefault("spoken", []).append(is_right(chat, asked))
@@ -253,9 +253,9 @@ def sees(checkpoint: Path, calls: list[Sample], count: int) -> None:
     print(json.dumps({"what": "sees", "counts": counts, **figures}))
 
 
-def topic(asked: Question) -> str:
+def topic(asked: Exchange) -> str:
     """What a question about a scene is about: the word it begins with, or two."""
-    words = asked.text.split()
+    words = asked.question.split()
     return " ".join(words[:2]) if words[0] in ("What", "Which", "How") else words[0]
 
 
@@ -268,7 +268,7 @@ def aligns(checkpoint: Path, calls: list[Sample], count: int) -> None:
         chat = Chat(omni, capacity=2048)
         show(chat, shown.frames, called_at(shown, to_wave(calls[i % len(calls)][1])))
         [asked] = shown.questions
-        chat.text(asked.text)
+        chat.text(asked.question)
         right.append(is_right(chat, asked))
     print(json.dumps({"what": "aligns", "videos": count, "right": float(np.mean(right))}))
 
@@ -283,7 +283,7 @@ def show(chat: Chat, frames: list[Picture], wave: Tensor | None) -> None:
     chat.close_video()
 
 
-def is_right(chat: Chat, asked: Question) -> bool:
+def is_right(chat: Chat, asked: Exchange) -> bool:
     reply, _ = said(chat, ReplyOptions(speech=False, max_text_tokens=40))
     return asked.key.lower() in reply.lower()
 

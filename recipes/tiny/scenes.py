@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from recipes.tiny.exchanges import Exchange
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -68,15 +70,6 @@ class Thing:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked about a scene; `key` is the word that a right answer must contain."""
-
-    text: str
-    reply: str
-    key: str
-
-
-@dataclass(frozen=True, slots=True)
 class Scene:
     """Frames uint8 [H, W, 3] half a second apart (one: a still picture), and questions about them.
 
@@ -85,7 +78,7 @@ class Scene:
     """
 
     frames: list[Picture]
-    questions: list[Question]
+    questions: list[Exchange]
     things: list[Thing]
     boxes: list[list[Box]]
     figures: list[Picture]
@@ -183,11 +176,11 @@ def _moving(rng: random.Random, size: tuple[int, int], kept_out: bool) -> Scene:
     return Scene(
         frames,
         [
-            Question(asked, f"It is moving {way}.", way),
-            Question(
+            Exchange(asked, f"It is moving {way}.", way),
+            Exchange(
                 f"What color is the {thing.kind}?", f"The {thing.kind} is {colour}.", f"is {colour}"
             ),
-            Question("What is moving?", f"A {thing.name} is moving.", thing.name),
+            Exchange("What is moving?", f"A {thing.name} is moving.", thing.name),
         ],
         [thing],
         boxes,
@@ -217,7 +210,7 @@ def changing(seed: int, index: int, *, small: float = 0.0, kept_out: bool = Fals
     )
     return Scene(
         frames,
-        [Question(asked, f"It was {told}.", told)],
+        [Exchange(asked, f"It was {told}.", told)],
         [],
         [],
         [],
@@ -225,7 +218,7 @@ def changing(seed: int, index: int, *, small: float = 0.0, kept_out: bool = Fals
     )
 
 
-def _questions(rng: random.Random, things: list[Thing]) -> list[Question]:
+def _questions(rng: random.Random, things: list[Thing]) -> list[Exchange]:
     """Everything that can be asked without doubt, in random order."""
     asked = [_all_things(things, rng)]
     for thing in things:
@@ -240,47 +233,47 @@ def _questions(rng: random.Random, things: list[Thing]) -> list[Question]:
         number = NUMBERS[kinds.count(kind)]
         what = kind if number == "one" else plural(kind)
         text = rng.choice(("How many {} are there?", "How many {} do you see?"))
-        asked.append(Question(text.format(plural(kind)), f"I see {number} {what}.", number))
+        asked.append(Exchange(text.format(plural(kind)), f"I see {number} {what}.", number))
     rng.shuffle(asked)
     return asked
 
 
-def _about_sign(rng: random.Random, thing: Thing) -> list[Question]:
+def _about_sign(rng: random.Random, thing: Thing) -> list[Exchange]:
     """A letter or a digit stands alone."""
     what = "number" if thing.kind.isdigit() else "letter"
     text = rng.choice((f"What {what} is it?", f"Which {what} do you see?"))
     return [
-        Question(text, f"It is the {what} {thing.kind}.", thing.kind),
+        Exchange(text, f"It is the {what} {thing.kind}.", thing.kind),
         _colour_of(rng, what, thing.colour),
     ]
 
 
-def _about_shape(rng: random.Random, thing: Thing, others: list[Thing]) -> list[Question]:
+def _about_shape(rng: random.Random, thing: Thing, others: list[Thing]) -> list[Exchange]:
     """Its colour, its kind and its place, each if nothing else fits the question."""
     asked = []
     if thing.kind not in [t.kind for t in others]:
         asked.append(_colour_of(rng, thing.kind, thing.colour))
     if thing.colour not in [t.colour for t in others]:
         text = rng.choice(("What shape is {}?", "Which shape is {}?")).format(thing.colour)
-        asked.append(Question(text, f"The {thing.kind} is {thing.colour}.", f"The {thing.kind}"))
+        asked.append(Exchange(text, f"The {thing.kind} is {thing.colour}.", f"The {thing.kind}"))
     if (thing.kind, thing.colour) not in [(t.kind, t.colour) for t in others]:
         place = f"The {thing.name} is {thing.place}."
-        asked.append(Question(f"Where is the {thing.name}?", place, thing.place))
+        asked.append(Exchange(f"Where is the {thing.name}?", place, thing.place))
     return asked
 
 
-def _colour_of(rng: random.Random, what: str, colour: str) -> Question:
+def _colour_of(rng: random.Random, what: str, colour: str) -> Exchange:
     text = rng.choice(("What color is the {}?", "Which color does the {} have?"))
-    return Question(text.format(what), f"The {what} is {colour}.", f"is {colour}")
+    return Exchange(text.format(what), f"The {what} is {colour}.", f"is {colour}")
 
 
-def _all_things(things: list[Thing], rng: random.Random) -> Question:
+def _all_things(things: list[Thing], rng: random.Random) -> Exchange:
     """Name everything, from the top left to the bottom right."""
     ordered = sorted(things, key=lambda t: (t.row, t.column))
     named = [f"a{'n' if t.name[0] in 'aeo' else ''} {t.name}" for t in ordered]
     listed = named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
     text = rng.choice(("What do you see?", "What can you see?", "Tell me what you see."))
-    return Question(text, f"I see {listed}.", listed)
+    return Exchange(text, f"I see {listed}.", listed)
 
 
 def plural(kind: str) -> str:

@@ -211,11 +211,11 @@ class SeeingStage:
         """Still scenes in front of a camera, each with a question that somebody has spoken."""
         talks = []
         for seen, (pairs, rows) in zip(scenes, shown, strict=True):
-            known = [q for q in seen.questions if q.text in self.asked]
+            known = [q for q in seen.questions if q.question in self.asked]
             if len(pairs) > 1 or not known:
                 continue
             question = known[int(rng.integers(len(known)))]
-            samples = self.asked[question.text]
+            samples = self.asked[question.question]
             said = to_wave(samples[int(rng.integers(len(samples)))])
             before, after = (int(x * INPUT_RATE) for x in rng.uniform((0, 0.1), (1.2, 0.6)))
             wave = noisy(F.pad(said, (before, after)), rng)
@@ -232,7 +232,9 @@ class SeeingStage:
         _, pcm = self.called[int(rng.integers(len(self.called)))]
         wave = noisy(called_at(seen, to_wave(pcm)), rng)
         [asked] = seen.questions
-        return self.showing.watched(asked.text, asked.reply, pairs, rows, wave, system_prompt(rng))
+        return self.showing.watched(
+            asked.question, asked.reply, pairs, rows, wave, system_prompt(rng)
+        )
 
     def _held(self, rng: np.random.Generator) -> Tensor:
         """KL from replies to words alone without the adapters to those with them."""

@@ -21,8 +21,8 @@ from recipes.tiny.turns import closing, opening
 
 if TYPE_CHECKING:
     from model.image import Patches
+    from recipes.tiny.exchanges import Exchange
     from recipes.tiny.frozen import FrozenThinker
-    from recipes.tiny.scenes import Question
 
 MAX_QUESTIONS = 6
 PAIRS_PER_BLOCK = 2  # two frames a second, two seconds of sound
@@ -48,7 +48,7 @@ class Showing:
         self.log_mel = LogMel(ears.num_mel_bins, ears.block_frames)
 
     def typed(
-        self, questions: list[Question], pairs: list[Patches], rows: list[Tensor], system: str = ""
+        self, questions: list[Exchange], pairs: list[Patches], rows: list[Tensor], system: str = ""
     ) -> Talk:
         """Pairs and their rows [n, H], then the first of the questions side by side."""
         page = _Page(self.source)
@@ -58,7 +58,7 @@ class Showing:
             page.add_pair(i, patches, own)
         page.add([self.config.vision_end_token_id], page.timeline.close_segment())
         for i, question in enumerate(questions[:MAX_QUESTIONS], 1):
-            page.add_exchange(question.text, question.reply, branch=i)
+            page.add_exchange(question.question, question.reply, branch=i)
         return page.talk()
 
     def watched(

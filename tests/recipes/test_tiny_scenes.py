@@ -33,8 +33,8 @@ def test_every_answer_holds_its_key_and_is_the_only_one() -> None:
         shown = scene(4, index)
         for question in shown.questions:
             assert question.key in question.reply
-        asked = {q.text: q.reply for q in shown.questions}
-        assert all(asked[q.text] == q.reply for q in shown.questions)
+        asked = {q.question: q.reply for q in shown.questions}
+        assert all(asked[q.question] == q.reply for q in shown.questions)
 
 
 def test_what_is_asked_is_what_is_drawn() -> None:

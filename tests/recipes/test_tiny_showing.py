@@ -60,7 +60,7 @@ def test_a_picture_and_its_question_lie_where_the_running_model_has_them(
     )
     chat, computed = _chat(omni)
     chat.image(seen.frames[0])
-    chat.text(seen.questions[0].text)
+    chat.text(seen.questions[0].question)
     _assert_same(talk, _answered(chat, computed))
 
 
@@ -72,7 +72,7 @@ def test_a_video_with_sound_lies_where_the_running_model_has_it(
     patches = _pairs(seen, omni)
     [asked] = seen.questions
     talk = Showing(source).watched(
-        asked.text,
+        asked.question,
         asked.reply,
         patches,
         _rows(source, patches),
@@ -85,7 +85,7 @@ def test_a_video_with_sound_lies_where_the_running_model_has_it(
         chat.frame(frame)
     chat.sound(0.01 * wave)
     chat.close_video()
-    chat.text(seen.questions[0].text)
+    chat.text(seen.questions[0].question)
     _assert_same(talk, _answered(chat, computed))
 
 
