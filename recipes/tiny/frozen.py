@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch.nn.utils.rnn import pad_sequence
 
 from model.config import OmniConfig
 from model.omni import image_settings
 from model.thinker import Thinker
 from model.tokenizer import TextTokenizer
-from recipes.tiny.turns import asked
+from recipes.tiny.turns import asked, closing, opening
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +60,26 @@ class FrozenThinker:
         """Rows of text-only sequences [B, T, H], padded at the end, to hidden states after the final norm [B, T, H]."""
         positions = torch.arange(rows.shape[1], device=rows.device).expand(3, len(rows), -1)
         return self.thinker.model.whole(rows, positions)
+
+    def sound(self, clip: Tensor) -> Tensor:
+        """Rows of sound [n, H] between their markers."""
+        config = self.thinker.config
+        before, after = (
+            self.embed([token])
+            for token in (config.audio_start_token_id, config.audio_end_token_id)
+        )
+        return torch.cat([before, clip.to(self.dtype), after])
+
+    def turn(self, said: Tensor, reply: list[int]) -> Tensor:
+        """A turn of rows [n, H], and its reply: rows [T, H]."""
+        tokens = [*closing(self.tokenizer), *reply]
+        return torch.cat([self.embed(opening(self.tokenizer)), said, self.embed(tokens)])
+
+    def reply_logits(self, sequences: list[Tensor], counts: list[int]) -> Tensor:
+        """Logits at the last `counts` rows of each sequence [T, H], one below the other."""
+        hidden = self.hidden(pad_sequence(sequences, batch_first=True))
+        last = [h[len(s) - n : len(s)] for h, s, n in zip(hidden, sequences, counts, strict=True)]
+        return self.thinker.logits(torch.cat(last))
 
     def said_loss(self, hidden: Tensor, said: Sequence[Tensor]) -> Tensor:
         """Cross-entropy of what is to be said: hidden states [B, T, H], tokens [t] of each sequence (-1: not asked)."""

@@ -203,36 +203,24 @@ class HearingStage:
         turns = list(zip(rows, tokens, replies, strict=True))
         written = turns[2::3]
         answered = [turn for i, turn in enumerate(turns) if i % 3 != 2]
-        typed = [self._turn(self.source.embed(said), reply) for _, said, reply in answered]
+        typed = [self.source.turn(self.source.embed(said), reply) for _, said, reply in answered]
         # One typed turn in every batch holds the language model where it was.
-        heard = [self._turn(self._clip(clip), reply) for clip, _, reply in answered] + typed[-1:]
+        heard = [
+            self.source.turn(self.source.sound(clip), reply) for clip, _, reply in answered
+        ] + typed[-1:]
         counts = [len(reply) + 1 for _, _, reply in answered]  # the last one predicts the end
         with torch.no_grad(), self.adapters.off():
-            wanted = self._reply_logits(typed, counts).log_softmax(-1)
+            wanted = self.source.reply_logits(typed, counts).log_softmax(-1)
             wanted = torch.cat([wanted, wanted[-counts[-1] :]])
         dictated = [self._dictation(clip, said) for clip, said, _ in written]
         said_counts = [len(said) + 1 for _, said, _ in written]
-        logits = self._reply_logits([*heard, *dictated], [*counts, counts[-1], *said_counts])
+        logits = self.source.reply_logits([*heard, *dictated], [*counts, counts[-1], *said_counts])
         given, spelled = logits.split([len(wanted), len(logits) - len(wanted)])
         kl = F.kl_div(given.log_softmax(-1), wanted, reduction="batchmean", log_target=True)
         end = [self.source.tokenizer.im_end_id]
         said = torch.tensor([t for _, said, _ in written for t in (*said, *end)])
         written_loss = F.cross_entropy(spelled, said.to(spelled.device))
         return kl + 0.5 * written_loss, {"distil": kl.item(), "written": written_loss.item()}
-
-    def _clip(self, clip: Tensor) -> Tensor:
-        """Rows of sound between their markers."""
-        config, embed = self.thinker.config, self.source.embed
-        before, after = (
-            embed([config.audio_start_token_id]),
-            embed([config.audio_end_token_id]),
-        )
-        return torch.cat([before, clip.to(self.source.dtype), after])
-
-    def _turn(self, said: Tensor, reply: list[int]) -> Tensor:
-        """A turn of rows, and its reply: rows [T, H]."""
-        tokenizer, embed = self.source.tokenizer, self.source.embed
-        return torch.cat([embed(opening(tokenizer)), said, embed([*closing(tokenizer), *reply])])
 
     def _dictation(self, clip: Tensor, said: list[int]) -> Tensor:
         """What the server asks when it shows the user's words, and these as the reply."""
@@ -241,16 +229,10 @@ class HearingStage:
         return torch.cat(
             [
                 embed(opening(tokenizer, DICTATION_PROMPT)),
-                self._clip(clip),
+                self.source.sound(clip),
                 embed([*request, *said]),
             ]
         )
-
-    def _reply_logits(self, sequences: list[Tensor], counts: list[int]) -> Tensor:
-        """Logits at the last `counts` rows of each sequence, one below the other."""
-        hidden = self.source.hidden(nn.utils.rnn.pad_sequence(sequences, batch_first=True))
-        last = [h[len(s) - n : len(s)] for h, s, n in zip(hidden, sequences, counts, strict=True)]
-        return self.thinker.logits(torch.cat(last))
 
 
 def augment(wave: Tensor, rng: np.random.Generator) -> Tensor:

@@ -156,7 +156,7 @@ def _moving(rng: random.Random, size: tuple[int, int], kept_out: bool) -> Scene:
     colour = rng.choice([name for name in COLOURS if name != background])
     (dx, dy), way = rng.choice(list(DIRECTIONS.items()))
     thing = Thing(rng.choice(SHAPES), colour, 1, 1)
-    side = rng.uniform(0.22, 0.34) * height
+    side = rng.uniform(0.28, 0.5) * height
     across = rng.uniform(0.3, 0.7)
     base, frames, boxes = _background(rng, width, height, background, kept_out), [], []
     figures = []

@@ -4,7 +4,7 @@ First it is told, for each row (a square of 28 pixels), what lies there: the row
 for its colour, its kind, its place, how many of its kind there are, and where it goes. Then (`--ask-after`) the
 language model answers questions about the scene (`showing.py`), typed or spoken into the camera's video, and says what
 was shown when somebody called "now". The loss on its replies reaches the encoder through it. From then on the language
-model may give way a little (`adapters.py`), and is held where it was in what it says to words alone.
+model may give way a little (`adapters.py`), and is held where it was in what it says to words alone (`holding.py`).
 
     python -m recipes.tiny.callers --shards 12 --about scenes && python -m recipes.tiny.callers --shards 1 --about now
     python -m recipes.tiny.seeing --out ~/.cache/parley/tiny/seeing --checkpoint ~/.cache/parley/omni-tiny
@@ -26,9 +26,9 @@ from recipes.tiny import loop, tree
 from recipes.tiny.adapters import Adapters
 from recipes.tiny.callers import INPUT_RATE, Call, read_calls
 from recipes.tiny.dataset import to_wave
-from recipes.tiny.exchanges import exchange
 from recipes.tiny.frozen import FrozenThinker
 from recipes.tiny.hearing import ROW_STD
+from recipes.tiny.holding import Holder
 from recipes.tiny.pointing import Figures, Vocabulary, pair_facts, sharpen
 from recipes.tiny.scenes import Scene, changing, scene
 from recipes.tiny.showing import Showing, Talk, branch_mask
@@ -44,12 +44,13 @@ if TYPE_CHECKING:
 TRAIN_SEED, KEPT_OUT_SEED = 41, 905
 VALIDATED = 32
 LOOKED_AT = 300  # pictures before the first step
-MOVING, SMALL = 0.2, 0.8  # shares of the scenes; a small picture costs a third
+MOVING, SMALL = 0.3, 0.8  # shares of the scenes; a small picture costs a third
 POINTED = 6  # scenes that are pointed at for each one that is asked about
 POINTING = 0.2  # weight beside answering
 POINTED_SHARE = 0.5  # of the rate, left to the encoder while it answers
-CALLED_OUT = 0.1  # steps with a video in which somebody calls; in all others somebody asks aloud
-HELD = 0.3  # steps that hold the language model where it was
+CALLED_OUT = 0.35  # steps with videos in which somebody calls; in all others somebody asks aloud
+CALLS = 2  # such videos in a step
+HELD = 0.4  # steps that hold the language model where it was
 DRAWN, PLACED = 3.0, 10.0  # weights of figure and ground, and of the place in a thing
 
 
@@ -61,6 +62,7 @@ class SeeingStage:
         source: FrozenThinker,
         asked: list[Sample],
         called: list[Sample],
+        chatted: list[Sample],
         *,
         batch: int,
         lr: float,
@@ -83,6 +85,7 @@ class SeeingStage:
         self.adapters = Adapters.around(source)
         self.words = Vocabulary(source).to(source.device)
         self.figures = Figures(self.encoder).to(source.device)
+        self.holder = Holder(source, self.adapters, self.showing, chatted)
         self.parts: dict[str, nn.Module] = {
             "visual": self.encoder,
             "looking": self.adapters,
@@ -128,7 +131,7 @@ class SeeingStage:
                 _, figures, shown = self._point(scenes)
                 if self.is_asking:
                     rng = np.random.default_rng(i)
-                    figures |= self._ask(scenes, shown, KEPT_OUT_SEED, rng)[1]
+                    figures |= self._ask(scenes, shown, KEPT_OUT_SEED, rng, everything=True)[1]
             parts.append(figures)
         names = {name for figures in parts for name in figures}
         found = {name: [p[name] for p in parts if name in p] for name in sorted(names)}
@@ -181,23 +184,30 @@ class SeeingStage:
         ]
 
     def _ask(
-        self, scenes: list[Scene], shown: list[Shown], seed: int, rng: np.random.Generator
+        self,
+        scenes: list[Scene],
+        shown: list[Shown],
+        seed: int,
+        rng: np.random.Generator,
+        *,
+        everything: bool = False,
     ) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy of replies, given what was shown; and how far what is said to words alone has moved."""
+        loss, figures = torch.zeros(()), dict[str, float]()
+        is_called, is_held = rng.random() < CALLED_OUT, rng.random() < HELD
+        if is_held or everything:
+            loss = self.holder.loss(rng)
+            figures["held"] = loss.item()
         talks = {
             "typed": [
                 self.showing.typed(seen.questions, *own, system_prompt(rng))
                 for seen, own in zip(scenes, shown, strict=True)
             ]
         }
-        if rng.random() < CALLED_OUT:
-            talks["called_out"] = [self._called_out(seed, rng)]
-        else:
+        if everything or not is_called:
             talks["spoken"] = self._spoken(scenes, shown, rng)
-        loss, figures = torch.zeros(()), dict[str, float]()
-        if rng.random() < HELD:
-            loss = self._held(rng)
-            figures["held"] = loss.item()
+        if everything or is_called:
+            talks["called_out"] = [self._called_out(seed, rng) for _ in range(CALLS)]
         for name, own in talks.items():
             if own:
                 answer, right = self._answers(own)
@@ -225,38 +235,15 @@ class SeeingStage:
         return talks
 
     def _called_out(self, seed: int, rng: np.random.Generator) -> Talk:
-        seen = changing(
-            seed, int(rng.integers(1 << 50)), small=SMALL, kept_out=seed == KEPT_OUT_SEED
-        )
+        """Somebody calls while things change: what was shown then?"""
+        is_kept_out = seed == KEPT_OUT_SEED
+        seen = changing(seed, int(rng.integers(1 << 50)), small=SMALL, kept_out=is_kept_out)
         [(pairs, rows)] = self._encode([seen])
         _, pcm = self.called[int(rng.integers(len(self.called)))]
         wave = noisy(called_at(seen, to_wave(pcm)), rng)
         [asked] = seen.questions
-        return self.showing.watched(
-            asked.question, asked.reply, pairs, rows, wave, system_prompt(rng)
-        )
-
-    def _held(self, rng: np.random.Generator) -> Tensor:
-        """KL from replies to words alone without the adapters to those with them."""
-        made = [exchange(TRAIN_SEED, int(rng.integers(10**9)), polite=True) for _ in range(2)]
-        talks = [
-            torch.tensor(
-                [*self.source.chat("", x.question), *self.source.tokenizer.encode(x.reply)]
-            )
-            for x in made
-        ]
-        counts = [len(self.source.tokenizer.encode(x.reply)) + 1 for x in made]
-        tokens = nn.utils.rnn.pad_sequence(talks, batch_first=True).to(self.source.device)
-        embedded = self.thinker.embed(tokens.flatten()).view(*tokens.shape, -1)
-
-        def replies() -> Tensor:
-            hidden = self.source.hidden(embedded)
-            last = [h[len(t) - n : len(t)] for h, t, n in zip(hidden, talks, counts, strict=True)]
-            return self.thinker.logits(torch.cat(last)).float().log_softmax(-1)
-
-        with torch.no_grad(), self.adapters.off():
-            wanted = replies()
-        return F.kl_div(replies(), wanted, reduction="batchmean", log_target=True)
+        system = system_prompt(rng)
+        return self.showing.watched(asked.question, asked.reply, pairs, rows, wave, system)
 
     def _answers(self, talks: list[Talk]) -> tuple[Tensor, float]:
         """Cross-entropy of the replies; and the share of replies without a wrong token."""
@@ -321,6 +308,7 @@ def main() -> None:
         source,
         read_calls(args.data, "scenes"),
         read_calls(args.data, "now"),
+        read_calls(args.data, "callers"),
         batch=args.batch,
         lr=args.lr or 1e-3,
         ask_after=args.ask_after,
