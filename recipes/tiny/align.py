@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 BLANK = 0
+PAUSE = 3  # codes; a stop consonant is shorter
 
 
 def forced_path(log_probs: NDArray[np.float32], targets: Sequence[int]) -> Ints:
@@ -56,17 +57,46 @@ def forced_path(log_probs: NDArray[np.float32], targets: Sequence[int]) -> Ints:
 
 
 def sounding(
-    log_probs: NDArray[np.float32], targets: Sequence[int], moments: NDArray[np.float64]
+    log_probs: NDArray[np.float32],
+    targets: Sequence[int],
+    is_quiet: NDArray[np.bool_],
 ) -> Ints:
-    """Say for each of the `moments`, in frames of `log_probs`, which of the targets sounds, by its place.
+    """Say for each code, two frames of `log_probs` long, which of the targets sounds, by its place (-1: none).
 
-    Between two targets the nearer one counts; behind the last one, and of an empty list, none: -1.
+    Each target has a code of its own at least, near the middle of its sound; of the others each belongs to the nearer
+    neighbour. None sounds before the first one or after the last where it `is_quiet` [codes], nor in a longer pause.
 
     Raises:
-        ValueError: there are fewer frames than targets need.
+        ValueError: there are fewer codes than targets.
     """
+    count = len(is_quiet)
     if not targets:
-        return np.full(len(moments), -1)
-    at = forced_path(log_probs, targets)
-    nearest = np.searchsorted((at[1:] + at[:-1]) / 2, moments)
-    return np.where(moments > at[-1] + 4, -1, nearest)
+        return np.full(count, -1)
+    if len(targets) > count:
+        raise ValueError(f"{count} codes are too few for {len(targets)} phonemes")
+    middles = (forced_path(log_probs, targets) - 0.5) / 2  # in codes
+    own = _apart(np.round(middles).astype(np.int64), count)
+    codes = np.arange(count)
+    nearest = np.searchsorted((middles[1:] + middles[:-1]) / 2, codes)
+    before = np.searchsorted(own, codes, side="right") - 1
+    places = nearest.clip(before, before + 1).clip(0, len(targets) - 1)
+    places[own] = np.arange(len(targets))
+    silent = is_quiet.copy()
+    silent[own] = False
+    for start, stop in _runs(silent):
+        if stop - start >= PAUSE or start == 0 or stop == count:
+            places[start:stop] = -1
+    return places
+
+
+def _apart(at: Ints, count: int) -> Ints:
+    """Move places that rise until no two are the same, all of them below `count`."""
+    order = np.arange(len(at))
+    later = np.maximum.accumulate(at - order) + order
+    return np.minimum(later, count - len(at) + order)
+
+
+def _runs(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Starts and ends of what is true without a break."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]])))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

@@ -1,16 +1,11 @@
 """Train the codec: mel to one code every 40 ms (25 per second), and a plain decoder back as its judge.
 
-The encoder is used in training only; at run time codes come from the Talker and become mel in the DiT. So it may know
-what is said: ears trained beside it hear where in the clip each phoneme of the text sounds, and it is told. A code then
-holds the phoneme that was meant, even where the sound alone leaves doubt, and how it sounds here.
-
-Three pressures shape a code:
-
-* one finite scalar quantiser of 1 000 entries: 250 bits per second leave no room for the voice, which the
-  decoder is told;
-* mel reconstruction, so that timing and intonation survive;
-* a CTC loss on phonemes read from the codes, so that codes follow what is said. A Talker that starts
-  from text can then predict them.
+A code names a phoneme, or that none sounds, and says in which of twenty ways it sounds. Which phoneme is not guessed:
+training speech is read from texts, and ears trained beside the codec hear where in the clip each phoneme of the text
+sounds. Only the way is learned: by an encoder that knows the phoneme, a finite scalar quantiser of two numbers, and the
+loss of what the decoder makes of it. So the ways are left to pitch, loudness and timing; no room is left for the voice,
+which the decoder is told. The encoder is used in training only; at run time codes come from the Talker and become mel
+in the DiT. Why: docs/decisions/0014.
 
     python -m recipes.tiny.codec --out ~/.cache/parley/tiny/codec
 """
@@ -29,18 +24,19 @@ from recipes.tiny import align, loop
 from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech
 from recipes.tiny.mel import FLOOR, NUM_BINS
 from recipes.tiny.phonemes import PHONEMES, text_phonemes
-from recipes.tiny.tree import CODE_LEVELS, NUM_CODES, REPEATS
+from recipes.tiny.tree import CODE_LEVELS, NUM_CODES, NUM_SOUNDS, NUM_WAYS, REPEATS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
 SILENCE = float(np.log(FLOOR))
-CTC_WEIGHT = 2.0
+QUIET = -8.5  # mean log-mel; speech is louder than that, its pauses are not
 # Mel is roughly -6 ± 3; networks prefer it around zero.
 MEL_MEAN, MEL_STD = -6.0, 3.0
-NUM_READ = 1 + len(PHONEMES)  # what a reader tells apart: a blank, and each phoneme
-HALVED = 2  # the encoder's layer behind which a step takes 20 ms
+NUM_READ = 1 + len(PHONEMES)  # what ears tell apart: a blank, and each phoneme
+assert NUM_READ <= NUM_SOUNDS
+QUARTERED = 4  # the encoder's layer behind which a step takes as long as a code
 
 
 class Block(nn.Module):
@@ -82,8 +78,14 @@ class Quantizer(nn.Module):
         return torch.stack(digits, -1)
 
 
+def meaning(codes: Tensor) -> Tensor:
+    """What codes [...] stand for: a one for their phoneme, and the way it sounds, [..., NUM_SOUNDS + D]."""
+    sound = F.one_hot(codes // NUM_WAYS, NUM_SOUNDS).float()
+    return torch.cat([sound, Quantizer(CODE_LEVELS).values(codes % NUM_WAYS)], -1)
+
+
 class Tokenizer(nn.Module):
-    """Ears, encoder, quantiser, phoneme reader and plain decoder."""
+    """Ears, encoder, quantiser and plain decoder."""
 
     def __init__(self, width: int = 192) -> None:
         super().__init__()
@@ -107,15 +109,8 @@ class Tokenizer(nn.Module):
             nn.Linear(width, len(CODE_LEVELS)),
         )
         self.quantizer = Quantizer(CODE_LEVELS)
-        # Two phoneme slots per code: quick speech has more than one phoneme in 40 ms, and CTC wants blanks.
-        self.reader = nn.Sequential(
-            nn.Linear(len(CODE_LEVELS), width),
-            Block(width),
-            Block(width),
-            nn.Linear(width, 2 * NUM_READ),
-        )
         self.voice = nn.Embedding(len(VOICE_NAMES), width)
-        self.widen = nn.Linear(len(CODE_LEVELS), width)
+        self.widen = nn.Linear(NUM_SOUNDS + len(CODE_LEVELS), width)
         self.coarse = nn.Sequential(*(Block(width) for _ in range(3)))
         self.fine = nn.Sequential(
             *(Block(width) for _ in range(3)), nn.LayerNorm(width), nn.Linear(width, NUM_BINS)
@@ -125,27 +120,24 @@ class Tokenizer(nn.Module):
         """Return log-probabilities of blank and phonemes in mel [B, T, M], every 20 ms: [B, T / 2, 1 + phonemes]."""
         return self.ears((mel - MEL_MEAN) / MEL_STD).float().log_softmax(-1)  # type: ignore[no-any-return]
 
-    def encode(self, mel: Tensor, sounding: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn mel [B, T, M], T a multiple of 4, into (values [B, T / 4, D], codes [B, T / 4]).
+    def encode(self, mel: Tensor, sounds: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn mel [B, T, M], T a multiple of 4, into (meanings [B, T / 4, NUM_SOUNDS + D], codes [B, T / 4]).
 
-        `sounding` [B, T / 2] is the phoneme of each 20 ms (0: none).
+        `sounds` [B, T / 4] is the phoneme of each code (0: none).
         """
         x = (mel - MEL_MEAN) / MEL_STD
         for i, layer in enumerate(self.encoder):
             x = layer(x)
-            if i == HALVED:
-                x = x + self.told(sounding)
-        values, codes = self.quantizer(x)
-        return values, codes
+            if i == QUARTERED:
+                x = x + self.told(sounds)
+        values, ways = self.quantizer(x)
+        named = F.one_hot(sounds, NUM_SOUNDS).to(values.dtype)
+        return torch.cat([named, values], -1), sounds * NUM_WAYS + ways
 
-    def decode(self, values: Tensor, voices: Tensor) -> Tensor:
-        """Turn values [B, N, D] and voice ids [B] into mel [B, 4 N, M]."""
-        x = self.coarse(self.widen(values) + self.voice(voices)[:, None])
+    def decode(self, meanings: Tensor, voices: Tensor) -> Tensor:
+        """Turn meanings [B, N, NUM_SOUNDS + D] and voice ids [B] into mel [B, 4 N, M]."""
+        x = self.coarse(self.widen(meanings) + self.voice(voices)[:, None])
         return self.fine(x.repeat_interleave(REPEATS, 1)).float() * MEL_STD + MEL_MEAN
-
-    def read(self, values: Tensor) -> Tensor:
-        """Return log-probabilities of blank and phonemes, two per code, [B, 2 N, 1 + phonemes]."""
-        return self.reader(values).unflatten(2, (2, -1)).flatten(1, 2).float().log_softmax(-1)
 
 
 class Transposed(nn.Module):
@@ -188,60 +180,63 @@ class CodecStage:
         batches = [clips[i : i + 10] for i in range(0, len(clips), 10)]
         parts = [self._loss(batch)[1] for batch in batches]
         figures = {name: float(np.mean([p[name] for p in parts])) for name in parts[0]}
-        return {"score": figures["mel"] + CTC_WEIGHT * figures["ctc"], **figures}
+        return {"score": figures["mel"], **figures}
 
     def _loss(self, clips: list[Clip]) -> tuple[Tensor, dict[str, float]]:
         mel, frames = (x.to(self.device) for x in padded_mel(clips))
         voices = torch.tensor([clip.voice for clip in clips], device=self.device)
         targets = [torch.tensor(text_phonemes(clip.text)) for clip in clips]
         heard = self.tokenizer.hear(mel)
-        values, codes = self.tokenizer.encode(mel, sounding(heard, frames, targets))
-        made = self.tokenizer.decode(values, voices)
+        meanings, codes = self.tokenizer.encode(mel, sounding(heard, mel, frames, targets))
+        made = self.tokenizer.decode(meanings, voices)
         inside = torch.arange(mel.shape[1], device=self.device) < frames[:, None]
         mel_loss = (made - mel).abs().mean(-1)[inside].mean()
-        ctc, ears = (
-            F.ctc_loss(
-                odds.transpose(0, 1),
-                torch.cat(targets).to(self.device),
-                frames // 2,
-                torch.tensor([len(t) for t in targets]),
-                zero_infinity=True,
-            )
-            for odds in (self.tokenizer.read(values), heard)
+        ears = F.ctc_loss(
+            heard.transpose(0, 1),
+            torch.cat(targets).to(self.device),
+            frames // 2,
+            torch.tensor([len(t) for t in targets]),
+            zero_infinity=True,
         )
         used = codes[inside[:, ::REPEATS]].unique().numel() / NUM_CODES
-        return mel_loss + CTC_WEIGHT * ctc + ears, {
-            "mel": mel_loss.item(),
-            "ctc": ctc.item(),
-            "ears": ears.item(),
-            "used": used,
-        }
+        return mel_loss + ears, {"mel": mel_loss.item(), "ears": ears.item(), "used": used}
 
 
-def sounding(heard: Tensor, frames: Tensor, targets: Sequence[Tensor]) -> Tensor:
-    """Which phoneme sounds in each 20 ms [B, T / 2] (0: none), by what the ears `heard` [B, T / 2, 1 + phonemes].
+def sounding(heard: Tensor, mel: Tensor, frames: Tensor, targets: Sequence[Tensor]) -> Tensor:
+    """Which phoneme each code of clips sounds [B, T / 4] (0: none), by what the ears `heard` [B, T / 2, NUM_READ].
 
-    `frames` [B] are of mel; a clip too short for its phonemes has none.
+    `frames` [B] of `mel` [B, T, M] are the clip's own; a clip too short for its phonemes has none.
     """
-    found = torch.zeros(heard.shape[:2], dtype=torch.long)
-    odds = heard.detach().cpu().numpy()
-    for i, (own, count) in enumerate(zip(targets, (frames // 2).tolist(), strict=True)):
+    found = torch.zeros(mel.shape[0], mel.shape[1] // REPEATS, dtype=torch.long)
+    for i, (own, count) in enumerate(zip(targets, frames.tolist(), strict=True)):
         try:
-            places = align.sounding(odds[i, :count], own.tolist(), np.arange(float(count)))
+            places = sounding_places(heard[i], mel[i, :count], own.tolist())
         except ValueError:
             continue
-        found[i, :count] = F.pad(own, (0, 1))[places]  # none: the last, a zero
+        found[i, : len(places)] = F.pad(own, (0, 1))[places]  # none: the last, a zero
     return found.to(heard.device)
+
+
+def sounding_places(heard: Tensor, mel: Tensor, targets: Sequence[int]) -> Tensor:
+    """Which of the targets each code of one clip sounds [N], by its place (-1: none).
+
+    Raises:
+        ValueError: the clip, mel [T, M], is too short for them.
+    """
+    loud = F.pad(mel.mean(1), (0, -len(mel) % REPEATS), value=SILENCE).view(-1, REPEATS).amax(1)
+    odds = heard[: len(mel) // 2].detach().float().cpu().numpy()
+    return torch.from_numpy(align.sounding(odds, targets, (loud < QUIET).cpu().numpy()))
 
 
 @torch.inference_mode()
 def encode_clip(tokenizer: Tokenizer, clip: Clip) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the values [N, D] and codes [N] of a whole clip, and its mel [4 N, M]."""
+    """Return the meanings [N, NUM_SOUNDS + D] and codes [N] of a whole clip, and its mel [4 N, M]."""
     mel, frames = padded_mel([clip])
     mel = mel.to(tokenizer.told.weight.device)
-    told = sounding(tokenizer.hear(mel), frames, [torch.tensor(text_phonemes(clip.text))])
-    values, codes = tokenizer.encode(mel, told)
-    return values[0], codes[0], mel[0]
+    targets = [torch.tensor(text_phonemes(clip.text))]
+    sounds = sounding(tokenizer.hear(mel), mel, frames, targets)
+    meanings, codes = tokenizer.encode(mel, sounds)
+    return meanings[0], codes[0], mel[0]
 
 
 def padded_mel(clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:

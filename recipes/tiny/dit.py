@@ -75,10 +75,8 @@ class DitStage:
         self.odds = clip_odds(train)
         self.dit = Dit(tree.codec_decoder().dit)
         self.dit.reset_parameters()
-        quantizer = codec.Quantizer(tree.CODE_LEVELS)
-        embed_by_value(
-            self.dit.text_embed.codec_embed.weight, quantizer.values(torch.arange(tree.NUM_CODES))
-        )
+        meanings = codec.meaning(torch.arange(tree.NUM_CODES))
+        embed_by_value(self.dit.text_embed.codec_embed.weight, meanings)
         with (
             torch.no_grad()
         ):  # velocity starts at its mean over everything: mean mel minus mean noise (0)
@@ -136,7 +134,7 @@ def draw_times(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
 
 
 def embed_by_value(table: Tensor, values: Tensor, seed: int = 0) -> None:
-    """Start an embedding of codes [N, C], in place, such that codes with like quantised values [N, D] lie close."""
+    """Start an embedding of codes [N, C], in place, such that codes with like meanings [N, D] lie close."""
     mix = torch.randn(
         values.shape[1], table.shape[1], generator=torch.Generator().manual_seed(seed)
     )

@@ -62,7 +62,11 @@ if TYPE_CHECKING:
     from model.talker import Talker
     from recipes.tiny.scenes import Picture
 
-SAMPLING = replace(TALKER_SAMPLING, temperature=tree.TALKER_TEMPERATURE)
+SAMPLING = replace(
+    TALKER_SAMPLING,
+    temperature=tree.TALKER_TEMPERATURE,
+    repetition_penalty=tree.TALKER_PENALTY,
+)
 KEPT_OUT_QUESTIONS, KEPT_OUT_SCENES = 901, 906  # seeds nothing is trained on
 AUDIBLE = 0.02  # of full scale; a reply that never gets there is as good as none
 
@@ -83,8 +87,8 @@ def through_codec(run: Path, vocoder_run: Path, best: bool) -> Resynthesis:
     tokenizer, voc = codec.load(run, best=best), vocoder.load(vocoder_run, best=best)
 
     def resynthesise(clip: Clip) -> NDArray[np.float32]:
-        values, _, _ = codec.encode_clip(tokenizer, clip)
-        made: Tensor = tokenizer.decode(values[None], torch.tensor([clip.voice]))
+        meanings, _, _ = codec.encode_clip(tokenizer, clip)
+        made: Tensor = tokenizer.decode(meanings[None], torch.tensor([clip.voice]))
         return np.asarray(voc(made)[0])
 
     return resynthesise

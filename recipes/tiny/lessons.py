@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.rope import Timeline
-from recipes.tiny import align, codec, tree, vocabulary
+from recipes.tiny import codec, tree, vocabulary
 from recipes.tiny.assemble import spelled
 from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech
 from recipes.tiny.frozen import FrozenThinker
@@ -173,12 +173,14 @@ def make_lessons(
     """Encode and align every clip whose text has rows; one that cannot be aligned is left out."""
     lessons, text_tokens = [], source.tokenizer
     for clip in (clip for clip in clips if clip.text in rows):
-        values, codes, _ = codec.encode_clip(tokenizer, clip)
-        heard = tokenizer.read(values[None])[0].numpy()
-        moments = 2 * np.arange(len(codes)) + 0.5  # it is read twice per code
+        _, codes, mel = codec.encode_clip(tokenizer, clip)
         spelt = spelling(text_tokens, text_tokens.encode(clip.text))
         try:
-            sounding = align.sounding(heard, [p for own in spelt for p in own], moments)
+            sounding = codec.sounding_places(
+                tokenizer.hear(mel[None])[0],
+                mel[: clip.num_frames],
+                [p for own in spelt for p in own],
+            )
         except ValueError:
             continue
         prompt_rows, reply_rows = rows[clip.text]
@@ -188,7 +190,7 @@ def make_lessons(
             codes.clone(),
             clip.voice,
             spelt,
-            torch.from_numpy(sounding),
+            sounding,
         )
         lessons.append(lesson)
     log.info("lessons %d of %d clips", len(lessons), len(clips))

@@ -13,9 +13,8 @@ more; they need only the forced alignment (`align.py`) and the codec, and leave 
 * **spelling** and **slot**: a layer on, a row can tell all phonemes of that token, and which of them it is at: what a
   reader needs who has never met the word;
 * **phoneme**: after one more layer, it can tell which one it is about to sound;
-* **legible**: what the codec's phoneme reader hears in codes drawn here is what it hears in the recorded ones. To
-  next-code prediction all wrong codes are alike; to a listener they are not (straight-through gradient over the codes'
-  values, as in differentiable reward optimisation, Du et al. 2025);
+* **named**: which phoneme a code names counts more than the way it sounds: to next-code prediction all wrong codes are
+  alike, to a listener they are not;
 * **pronunciation**: low down, a token's row can tell all of its phonemes. This needs no sound, so it is also asked of
   rows of words that nobody has read aloud: thousands, commonest most often.
 
@@ -64,9 +63,10 @@ if TYPE_CHECKING:
 MAX_CODES = 250
 # Layers, and (layer, head).
 PRONOUNCED_AFTER, GUIDED, SPELLED_AFTER, SOUNDED_AFTER = 2, ((2, 0), (3, 0), (3, 3)), 4, 5
-GUIDE, SPELLING, SLOT, PHONEME, PRONUNCIATION, LEGIBLE = 0.3, 0.2, 0.2, 0.3, 0.2, 0.3
+GUIDE, SPELLING, SLOT, PHONEME, PRONUNCIATION, NAMED = 0.3, 0.2, 0.2, 0.3, 0.2, 0.5
 DROPOUT = 0.1  # of what a layer adds
-WRONG_CODES = 0.15  # so many of the codes fed back are drawn at random, as its own slips will be
+# So many of the codes fed back are drawn at random, or sound in another way, as its own slips will.
+WRONG_CODES, WRONG_WAYS = 0.06, 0.2
 # So many replies are told anew in tokens nobody has met, and so many more lose all of their rows but the spelling, or
 # words and sentences are learned by heart.
 RETOLD, SPELLED_ONLY = 0.4, 0.2
@@ -117,7 +117,6 @@ class TalkerStage:
         words: Vocabulary | None,
         config: TalkerConfig,
         *,
-        judge: codec.Tokenizer | None = None,
         batch: int,
         lr: float,
         device: str,
@@ -130,7 +129,6 @@ class TalkerStage:
         self.talker = Talker(config)
         initialise(self.talker)
         self.talker.to(device).prepare()
-        self.judge = judge.to(device).requires_grad_(False) if judge else None
         self.guides = Guides(config.decoder.hidden_size).to(device)
         self.parts: dict[str, nn.Module] = {"talker": self.talker, "guides": self.guides}
         parameters = [*self.talker.parameters(), *self.guides.parameters()]
@@ -166,7 +164,7 @@ class TalkerStage:
         ]
         figures = {name: float(np.mean([p[name] for p in parts])) for name in parts[0]}
         # Codes have more than one right answer: what is learned by heart raises their loss while reading gets better.
-        return {"score": figures["sound"], **figures}
+        return {"score": figures["named"], **figures}
 
     def _loss(self, stack: Stack) -> tuple[Tensor, dict[str, float]]:
         model = self.talker.model
@@ -197,10 +195,12 @@ class TalkerStage:
         inside = stack.codes >= 0
         logits = self.talker.codec_head(model.norm(x)[inside]).float()
         loss = F.cross_entropy(logits, stack.codes[inside])
+        named, is_named = naming(logits, stack.codes[inside])
         guided = torch.stack(guide).mean()
         figures = {
             "loss": loss.item(),
-            "right": (logits.argmax(-1) == stack.codes[inside]).float().mean().item(),
+            "named": named.item(),
+            "right": is_named,
             "guide": guided.item(),
             "found": float(np.mean([f.item() for f in found[1:]])),
             "spelt": spelt.item(),
@@ -208,11 +208,8 @@ class TalkerStage:
             "sound": sound.item(),
             "said": said.item(),
         }
-        if self.judge is not None:
-            legible = legibility(self.judge, logits, stack.codes)
-            loss, figures["legible"] = loss + LEGIBLE * legible, legible.item()
         reading = SPELLING * spelt + SLOT * slot + PHONEME * sound + PRONUNCIATION * said
-        return loss + GUIDE * guided + reading, figures
+        return loss + NAMED * named + GUIDE * guided + reading, figures
 
     def _unread_loss(self, words: Vocabulary, rng: np.random.Generator) -> Tensor:
         """Pronunciation of words without sound, under random codes."""
@@ -293,10 +290,17 @@ def varied(lesson: Lesson, rng: np.random.Generator) -> tuple[Lesson, Tensor]:
     kept = int(rng.integers(4, len(prompt)) ** rng.choice((0.7, 1.0)))
     own = rng.random() < OWN_VOICE
     voice = lesson.voice if own else int(rng.integers(len(VOICE_NAMES)))
-    wrong = torch.from_numpy(rng.random(len(lesson.codes)) < WRONG_CODES)
-    drawn = torch.from_numpy(rng.integers(0, tree.NUM_CODES, len(lesson.codes)))
     told = dataclasses.replace(lesson, prompt_rows=prompt[-kept:], voice=voice)
-    return told, torch.where(wrong, drawn, lesson.codes)
+    return told, slipped(lesson.codes, rng)
+
+
+def slipped(codes: Tensor, rng: np.random.Generator) -> Tensor:
+    """Codes [N] as a reader who errs now and then might have said them."""
+    slips = torch.from_numpy(rng.random(len(codes)))
+    drawn = torch.from_numpy(rng.integers(0, tree.NUM_CODES, len(codes)))
+    otherwise = codes - codes % tree.NUM_WAYS + drawn % tree.NUM_WAYS
+    said = torch.where(slips < WRONG_CODES + WRONG_WAYS, otherwise, codes)
+    return torch.where(slips < WRONG_CODES, drawn, said)
 
 
 def looked(
@@ -325,26 +329,16 @@ def asked_loss(logits: Tensor, wanted: Tensor) -> Tensor:
     return F.cross_entropy(logits[asked].float(), wanted[asked])
 
 
-def legibility(judge: codec.Tokenizer, logits: Tensor, codes: Tensor) -> Tensor:
-    """How much less a reader understands of codes drawn from `logits` than of the recorded `codes` [B, T] (-1: none).
+def naming(logits: Tensor, codes: Tensor) -> tuple[Tensor, float]:
+    """Cross-entropy of the phonemes that `codes` [n] name, in whatever way they sound, given `logits` [n, V].
 
-    `logits` [n, V] belong to the codes asked, in their order. Mean KL divergence of the reader's odds, two per code.
+    And how often the likeliest one is right. A stop counts as one more phoneme.
     """
-    is_code = (codes >= 0) & (codes < tree.NUM_CODES)  # a stop is asked, but has no sound
-    odds = logits[is_code[codes >= 0], : tree.NUM_CODES].softmax(-1)
-    values = judge.quantizer.values
-    expected = odds @ values(torch.arange(tree.NUM_CODES, device=odds.device))
-    drawn = values(odds.detach().multinomial(1)[:, 0])
-    own = drawn + expected - expected.detach()
-    counts = is_code.sum(1)
-    heard = [
-        judge.read(nn.utils.rnn.pad_sequence(list(v.split(counts.tolist())), batch_first=True))
-        for v in (values(codes[is_code]), own)
-    ]
-    width = heard[0].shape[1] // 2
-    asked = torch.arange(width, device=codes.device) < counts[:, None]
-    wanted, found = (x.unflatten(1, (width, 2))[asked].flatten(0, 1) for x in heard)
-    return F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+    stop = logits[:, tree.CODEC_EOS : tree.CODEC_EOS + 1]
+    ways = logits[:, : tree.NUM_CODES].unflatten(1, (tree.NUM_SOUNDS, -1))
+    sounds = torch.cat([ways.logsumexp(2), stop], 1)
+    named = torch.where(codes < tree.NUM_CODES, codes // tree.NUM_WAYS, tree.NUM_SOUNDS)
+    return F.cross_entropy(sounds, named), (sounds.argmax(1) == named).float().mean().item()
 
 
 def lesson_odds(lessons: list[Lesson]) -> NDArray[np.float64]:
@@ -377,9 +371,9 @@ def initialise(talker: Talker) -> None:
     # What spells a token is small beside the rest of its embedding, and matters most.
     with torch.no_grad():
         talker.thinker_to_talker_proj.weight[:, tree.SOURCE_HIDDEN :] *= SPELLING_GAIN
-    values = codec.Quantizer(tree.CODE_LEVELS).values(torch.arange(tree.NUM_CODES))
+    meanings = codec.meaning(torch.arange(tree.NUM_CODES))
     for seed, table in enumerate((talker.model.embed_tokens.weight, talker.codec_head.weight)):
-        dit.embed_by_value(table, values, seed)
+        dit.embed_by_value(table, meanings, seed)
 
 
 def load(out: Path, config: TalkerConfig, *, best: bool = True) -> Talker:
@@ -409,7 +403,6 @@ def main() -> None:
         course.markers,
         course.words,
         config,
-        judge=codec.load(args.codec),
         batch=args.batch,
         lr=args.lr or 5e-4,
         device=args.device,

@@ -6,9 +6,10 @@ from typing import Any
 
 from model.config import OmniConfig, Token2WavConfig
 
-# One codebook: finite scalar quantisation of four numbers to so many levels each.
-CODE_LEVELS = (8, 5, 5, 5)
-NUM_CODES = 8 * 5 * 5 * 5
+# One codebook. A code names what sounds (a phoneme, or none), and how: two numbers quantised to so many levels each.
+NUM_SOUNDS, CODE_LEVELS = 50, (5, 4)
+NUM_WAYS = 5 * 4
+NUM_CODES = NUM_SOUNDS * NUM_WAYS
 REPEATS = 4  # mel frames per code: 25 codes per second
 
 # SmolLM2 has fourteen control tokens for code files that chat never uses; twelve become ours.
@@ -154,9 +155,14 @@ BIGVGAN: dict[str, Any] = {
     "upsample_rates": [5, 3, 2, 2, 2, 2],
     "upsample_kernel_sizes": [11, 7, 4, 4, 4, 4],
 }
-# Of whole replies the recogniser missed 38 % of the words at 0.3, 42 % at 0.6 and 51 % at 0.9, the published default.
-TALKER_TEMPERATURE = 0.3
-GENERATION: dict[str, Any] = {"eos_token_id": [2], "talker_temperature": TALKER_TEMPERATURE}
+# Codes name phonemes, and phonemes come again: the published penalty of 1.05 keeps a reader off what it has said before
+# (11.4 % of the phonemes wrong instead of 9.8 %).
+TALKER_TEMPERATURE, TALKER_PENALTY = 0.3, 1.0
+GENERATION: dict[str, Any] = {
+    "eos_token_id": [2],
+    "talker_temperature": TALKER_TEMPERATURE,
+    "talker_repetition_penalty": TALKER_PENALTY,
+}
 CONFIG: dict[str, Any] = {
     "model_type": "qwen2_5_omni",
     "architectures": ["Qwen2_5OmniModel"],

@@ -6,6 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recipes.tiny import align, phonemes
 
@@ -41,10 +43,41 @@ def test_too_few_frames_are_refused() -> None:
         align.forced_path(np.zeros((2, 4), np.float32), [1, 2, 3])
 
 
-def test_a_code_belongs_to_the_nearest_phoneme_and_to_none_after_the_last() -> None:
-    log_probs = np.full((24, 3), -9.0, np.float32)
+def spikes(*at: int, frames: int) -> np.ndarray:
+    """Odds of one target after the other, 1, 2, …, each heard at one frame."""
+    log_probs = np.full((frames, 1 + len(at)), -9.0, np.float32)
     log_probs[:, 0] = -0.1
-    log_probs[4, 1] = log_probs[10, 2] = 0.0
-    codes = 2 * np.arange(12) + 0.5
-    assert align.sounding(log_probs, [1, 2], codes).tolist() == [0] * 4 + [1] * 3 + [-1] * 5
-    assert align.sounding(log_probs, [], codes).tolist() == [-1] * 12
+    for target, frame in enumerate(at, 1):
+        log_probs[frame, target] = 0.0
+    return log_probs
+
+
+def test_a_code_belongs_to_the_nearest_phoneme() -> None:
+    loud = np.zeros(12, bool)
+    assert align.sounding(spikes(4, 10, frames=24), [1, 2], loud).tolist() == [0] * 4 + [1] * 8
+    assert align.sounding(spikes(4, 10, frames=24), [], loud).tolist() == [-1] * 12
+
+
+def test_silence_belongs_to_none_at_either_end_and_in_a_pause_but_not_in_a_stop() -> None:
+    quiet = np.zeros(16, bool)
+    quiet[[0, 4, 5, 8, 9, 10, 15]] = True
+    places = align.sounding(spikes(4, 14, 26, frames=32), [1, 2, 3], quiet).tolist()
+    assert places == [-1] + [0] * 4 + [1] * 3 + [-1] * 3 + [2] * 4 + [-1]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_every_phoneme_has_a_code_however_they_crowd(data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 12))
+    frames = data.draw(st.lists(st.integers(0, 2 * count - 1), unique=True, max_size=count))
+    quiet = np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)))
+    at = sorted(frames)
+    places = align.sounding(spikes(*at, frames=2 * count), list(range(1, 1 + len(at))), quiet)
+    spoken = places[places >= 0]
+    assert (np.diff(spoken) >= 0).all()
+    assert set(spoken.tolist()) == set(range(len(at)))
+
+
+def test_more_phonemes_than_codes_are_refused() -> None:
+    with pytest.raises(ValueError, match="too few"):
+        align.sounding(spikes(0, 1, 2, frames=4), [1, 2, 3], np.zeros(2, bool))

@@ -1,4 +1,4 @@
-"""The codec's encoder is told what is said: where each phoneme sounds, by the ears; and a code keeps it."""
+"""A code names the phoneme of its moment, as the ears hear where it sounds, and one of twenty ways to sound it."""
 
 from __future__ import annotations
 
@@ -23,56 +23,59 @@ def heard(*sounds: tuple[int, int], frames: int) -> torch.Tensor:
     return odds
 
 
-def test_each_20_ms_sounds_the_phoneme_that_is_nearest() -> None:
+def loud(*clips: int) -> torch.Tensor:
+    """Mel of clips that are loud from their first frame to the last, so many codes each."""
+    longest = tree.REPEATS * max(clips)
+    mel = torch.full((len(clips), longest, NUM_BINS), codec.SILENCE)
+    for own, count in zip(mel, clips, strict=True):
+        own[: tree.REPEATS * count] = -4.0
+    return mel
+
+
+def test_each_code_sounds_the_phoneme_that_is_nearest() -> None:
     odds = torch.stack([heard((2, A), (8, B), frames=20), heard((1, C), frames=20)])
     targets = [torch.tensor([A, B]), torch.tensor([C])]
-    found = codec.sounding(odds, torch.tensor([40, 16]), targets)
-    assert found[0].tolist() == [A] * 6 + [B] * 7 + [0] * 7
-    assert found[1].tolist() == [C] * 6 + [0] * 14  # the second clip ends at frame 8
+    found = codec.sounding(odds, loud(10, 4), torch.tensor([40, 16]), targets)
+    assert found[0].tolist() == [A] * 3 + [B] * 7
+    assert found[1].tolist() == [C] * 4 + [0] * 6  # the second clip ends with its fourth code
 
 
 def test_a_clip_too_short_for_its_phonemes_is_told_nothing() -> None:
-    odds = torch.stack([heard(frames=2), heard((1, A), frames=2)])
+    odds = torch.stack([heard(frames=4), heard((1, A), frames=4)])
     targets = [torch.tensor([A, B, C]), torch.tensor([A])]
-    found = codec.sounding(odds, torch.tensor([4, 4]), targets)
+    found = codec.sounding(odds, loud(2, 2), torch.tensor([8, 8]), targets)
     assert found.tolist() == [[0, 0], [A, A]]
 
 
-def test_what_is_told_reaches_the_code_of_its_moment_and_none_far_off() -> None:
+def test_a_code_names_what_it_is_told_and_what_is_told_changes_how_none_far_off_sounds() -> None:
     torch.manual_seed(0)
     tokenizer = codec.Tokenizer().eval()
     mel = torch.randn(1, 160, NUM_BINS) - 6
-    silent = torch.zeros(1, 80, dtype=torch.long)
+    silent = torch.zeros(1, 40, dtype=torch.long)
     told = silent.clone()
-    told[0, 40:44] = A
-    values, codes = tokenizer.encode(mel, silent)
-    changed = (tokenizer.encode(mel, told)[0] != values).any(-1)[0]
-    assert values.shape == (1, 40, len(tree.CODE_LEVELS))
-    assert codes.shape == (1, 40)
-    assert changed[20:22].any()
+    told[0, 20:22] = A
+    meanings, codes = tokenizer.encode(mel, told)
+    before, others = tokenizer.encode(mel, silent)
+    assert meanings.shape == (1, 40, tree.NUM_SOUNDS + len(tree.CODE_LEVELS))
+    assert (codes // tree.NUM_WAYS).equal(told)
+    torch.testing.assert_close(meanings, codec.meaning(codes))
+    changed = (meanings != before).any(-1)[0]
+    assert changed[20:22].all()
     assert not changed[:10].any()
     assert not changed[32:].any()
+    assert (others < tree.NUM_WAYS).all()
 
 
-def test_a_clip_is_encoded_whole_with_the_phonemes_of_its_text(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_clip_is_encoded_whole_with_the_phonemes_of_its_text() -> None:
     pytest.importorskip("piper", reason="espeak-ng comes with the recipes' own requirements")
     torch.manual_seed(0)
-    tokenizer, seen = codec.Tokenizer().eval(), []
-    plain = tokenizer.encode
-
-    def watched(mel: torch.Tensor, told: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        seen.append(told)
-        return plain(mel, told)
-
-    monkeypatch.setattr(tokenizer, "encode", watched)
-    clip = Clip(
-        "Hello there.", 0, np.random.default_rng(0).integers(-9000, 9000, 90 * HOP, np.int16)
-    )
-    values, codes, mel = codec.encode_clip(tokenizer, clip)
-    assert values.shape == (23, len(tree.CODE_LEVELS))
+    tokenizer = codec.Tokenizer().eval()
+    noise = np.random.default_rng(0).integers(-9000, 9000, 90 * HOP, np.int16)
+    clip = Clip("Hello there.", 0, noise)
+    meanings, codes, mel = codec.encode_clip(tokenizer, clip)
+    assert meanings.shape == (23, tree.NUM_SOUNDS + len(tree.CODE_LEVELS))
     assert codes.shape == (23,)
     assert mel.shape == (92, NUM_BINS)
-    order = [p for p in torch.unique_consecutive(seen[0][0]).tolist() if p]
-    assert order == torch.unique_consecutive(torch.tensor(text_phonemes(clip.text))).tolist()
+    order = torch.unique_consecutive(codes // tree.NUM_WAYS)
+    wanted = torch.unique_consecutive(torch.tensor(text_phonemes(clip.text)))
+    assert order[order > 0].tolist() == wanted.tolist()

@@ -19,12 +19,12 @@ def test_three_times_in_four_the_flow_is_trained_where_it_is_sampled() -> None:
     assert (drawn >= 0).all() and (drawn < 1).all()
 
 
-def test_codes_of_like_values_start_with_like_embeddings() -> None:
+def test_codes_of_one_sound_start_with_like_embeddings() -> None:
     table = torch.randn(tree.NUM_CODES, 64, generator=torch.Generator().manual_seed(1))
-    values = codec.Quantizer(tree.CODE_LEVELS).values(torch.arange(tree.NUM_CODES))
-    dit.embed_by_value(table, values)
-    near = (table[:-1] - table[1:]).norm(dim=1)[::8].mean()  # one step in the first number
-    far = (table[: tree.NUM_CODES // 2] - table[tree.NUM_CODES // 2 :].flip(0)).norm(dim=1).mean()
+    dit.embed_by_value(table, codec.meaning(torch.arange(tree.NUM_CODES)))
+    by_sound = table.view(tree.NUM_SOUNDS, tree.NUM_WAYS, -1)
+    near = (by_sound[:, 0] - by_sound[:, 1]).norm(dim=1).mean()  # a step in the first number
+    far = (by_sound[1:] - by_sound[:-1]).norm(dim=2).mean()
     assert near < 0.6 * far
     assert table.std() == pytest.approx(1.0, abs=0.2)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from recipes.tiny import exchanges, mel
 from recipes.tiny.codec import Quantizer
 from recipes.tiny.texts import sentence
-from recipes.tiny.tree import CODE_LEVELS, NUM_CODES
+from recipes.tiny.tree import CODE_LEVELS, NUM_WAYS
 from server import transcriber
 
 
@@ -50,15 +50,16 @@ def test_a_tone_rises_in_its_own_mel_bin() -> None:
     )  # 1 kHz is mel 15 of 51.2, in 81 steps
 
 
-def test_codes_and_values_name_each_other() -> None:
+def test_ways_and_values_name_each_other() -> None:
     quantizer = Quantizer(CODE_LEVELS)
-    codes = torch.arange(NUM_CODES)
-    values = quantizer.values(codes)
+    ways = torch.arange(NUM_WAYS)
+    values = quantizer.values(ways)
     assert values.abs().max() == 1
+    assert len(values.unique(dim=0)) == NUM_WAYS
     # Undo the squashing, away from the flat ends, and quantise again.
     raw = torch.logit((values + 1) / 2, eps=1e-3)
     again, ids = quantizer(raw[None])
-    assert torch.equal(ids[0], codes)
+    assert torch.equal(ids[0], ways)
     torch.testing.assert_close(again[0], values)
 
 
