@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+from tests.clients.material import KEY, turn
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+HERE = Path(__file__).parent
 LIMIT_S = 90
+RATE = 24_000
 
 Line = dict[str, Any]
 
@@ -65,3 +70,19 @@ class Programs:
             if run.poll() is None:
                 run.kill()
             run.communicate()
+
+
+def framework(name: str) -> Path:
+    """The Python of the environment that `make clients` builds for an agent framework."""
+    return HERE.parents[1] / "build" / "clients" / name / "bin" / "python"
+
+
+@contextlib.contextmanager
+def agents(name: str, scenes: Sequence[str], url: str, folder: Path) -> Iterator[Programs]:
+    """Run the `program.py` of a framework for each scene, with a spoken turn that it may stream from `folder`."""
+    sound = folder / "turn.pcm"
+    sound.write_bytes(turn(RATE))
+    program = [str(framework(name)), "program.py"]
+    commands = {scene: [*program, scene, url, KEY, str(sound)] for scene in scenes}
+    with contextlib.closing(Programs(commands, folder=HERE / name)) as started:
+        yield started

@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.clients import scripted
-from tests.clients.material import KEY, turn
-from tests.clients.programs import Programs
+from tests.clients.programs import agents, framework
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.clients.programs import Report
+    from tests.clients.programs import Programs, Report
     from tests.e2e.house import House
 
-FOLDER = Path(__file__).parent / "pipecat"
-PYTHON = Path(__file__).parents[2] / "build" / "clients" / "pipecat" / "bin" / "python"
 SCENES = ("spoken", "interrupted", "tool")
-RATE = 24_000
 
-if not PYTHON.exists():
+if not framework("pipecat").exists():
     pytest.skip("make clients", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
 def programs(server: House, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
-    sound = tmp_path_factory.mktemp("pipecat") / "turn.pcm"
-    sound.write_bytes(turn(RATE))
-    url = f"ws://127.0.0.1:{server.port}/v1/realtime"
-    started = Programs(
-        {scene: [str(PYTHON), "program.py", scene, url, KEY, str(sound)] for scene in SCENES},
-        folder=FOLDER,
-    )
-    try:
+    folder, url = tmp_path_factory.mktemp("pipecat"), f"ws://127.0.0.1:{server.port}/v1/realtime"
+    with agents("pipecat", SCENES, url, folder) as started:
         yield started
-    finally:
-        started.close()
 
 
 def said(report: Report, role: str) -> list[str]:
