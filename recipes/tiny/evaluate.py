@@ -62,11 +62,7 @@ if TYPE_CHECKING:
     from model.talker import Talker
     from recipes.tiny.scenes import Picture
 
-SAMPLING = replace(
-    TALKER_SAMPLING,
-    temperature=tree.TALKER_TEMPERATURE,
-    repetition_penalty=tree.TALKER_PENALTY,
-)
+SAMPLING = replace(TALKER_SAMPLING, temperature=tree.TALKER_TEMPERATURE)
 KEPT_OUT_QUESTIONS, KEPT_OUT_SCENES = 901, 906  # seeds nothing is trained on
 AUDIBLE = 0.02  # of full scale; a reply that never gets there is as good as none
 

@@ -155,14 +155,9 @@ BIGVGAN: dict[str, Any] = {
     "upsample_rates": [5, 3, 2, 2, 2, 2],
     "upsample_kernel_sizes": [11, 7, 4, 4, 4, 4],
 }
-# Codes name phonemes, and phonemes come again: the published penalty of 1.05 keeps a reader off what it has said before
-# (11.4 % of the phonemes wrong instead of 9.8 %).
-TALKER_TEMPERATURE, TALKER_PENALTY = 0.3, 1.0
-GENERATION: dict[str, Any] = {
-    "eos_token_id": [2],
-    "talker_temperature": TALKER_TEMPERATURE,
-    "talker_repetition_penalty": TALKER_PENALTY,
-}
+# Of whole replies the recogniser missed 38 % of the words at 0.3, 42 % at 0.6 and 51 % at 0.9, the published default.
+TALKER_TEMPERATURE = 0.3
+GENERATION: dict[str, Any] = {"eos_token_id": [2], "talker_temperature": TALKER_TEMPERATURE}
 CONFIG: dict[str, Any] = {
     "model_type": "qwen2_5_omni",
     "architectures": ["Qwen2_5OmniModel"],
