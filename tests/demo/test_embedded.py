@@ -85,7 +85,7 @@ def test_what_is_held_up_to_the_camera_is_named(
             assert visitor.errors == [] and visitor.at("error").text_content() == ""
         right += wanted in caption.lower()
         replies.append(caption)
-    assert right, replies
+    assert right > len(SEEN) / 2, replies
 
 
 def looking_at(picture: Path, folder: Path) -> Path:
