@@ -80,8 +80,12 @@ class Quantizer(nn.Module):
 
 def meaning(codes: Tensor) -> Tensor:
     """What codes [...] stand for: a one for their phoneme, and the way it sounds, [..., NUM_SOUNDS + D]."""
-    sound = F.one_hot(codes // NUM_WAYS, NUM_SOUNDS).float()
-    return torch.cat([sound, Quantizer(CODE_LEVELS).values(codes % NUM_WAYS)], -1)
+    return named(codes // NUM_WAYS, Quantizer(CODE_LEVELS).values(codes % NUM_WAYS))
+
+
+def named(sounds: Tensor, values: Tensor) -> Tensor:
+    """Put what sounds [...] before the values [..., D] of how it does."""
+    return torch.cat([F.one_hot(sounds, NUM_SOUNDS).to(values.dtype), values], -1)
 
 
 class Tokenizer(nn.Module):
@@ -131,8 +135,7 @@ class Tokenizer(nn.Module):
             if i == QUARTERED:
                 x = x + self.told(sounds)
         values, ways = self.quantizer(x)
-        named = F.one_hot(sounds, NUM_SOUNDS).to(values.dtype)
-        return torch.cat([named, values], -1), sounds * NUM_WAYS + ways
+        return named(sounds, values), sounds * NUM_WAYS + ways
 
     def decode(self, meanings: Tensor, voices: Tensor) -> Tensor:
         """Turn meanings [B, N, NUM_SOUNDS + D] and voice ids [B] into mel [B, 4 N, M]."""
@@ -230,13 +233,13 @@ def sounding_places(heard: Tensor, mel: Tensor, targets: Sequence[int]) -> Tenso
 
 @torch.inference_mode()
 def encode_clip(tokenizer: Tokenizer, clip: Clip) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the meanings [N, NUM_SOUNDS + D] and codes [N] of a whole clip, and its mel [4 N, M]."""
+    """Return the codes of a whole clip [N], its mel [4 N, M], and what the ears hear in it [2 N, NUM_READ]."""
     mel, frames = padded_mel([clip])
     mel = mel.to(tokenizer.told.weight.device)
     targets = [torch.tensor(text_phonemes(clip.text))]
-    sounds = sounding(tokenizer.hear(mel), mel, frames, targets)
-    meanings, codes = tokenizer.encode(mel, sounds)
-    return meanings[0], codes[0], mel[0]
+    heard = tokenizer.hear(mel)
+    _, codes = tokenizer.encode(mel, sounding(heard, mel, frames, targets))
+    return codes[0], mel[0], heard[0]
 
 
 def padded_mel(clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:

@@ -193,7 +193,7 @@ def code_clips(tokenizer: codec.Tokenizer, clips: list[Clip], device: str) -> li
     tokenizer = tokenizer.to(device)
     coded = []
     for clip in clips:
-        _, codes, mel = codec.encode_clip(tokenizer, clip)
+        codes, mel, _ = codec.encode_clip(tokenizer, clip)
         coded.append(CodedClip(clip.voice, codes.cpu(), mel.half().cpu()))
     return coded
 

@@ -83,8 +83,8 @@ def through_codec(run: Path, vocoder_run: Path, best: bool) -> Resynthesis:
     tokenizer, voc = codec.load(run, best=best), vocoder.load(vocoder_run, best=best)
 
     def resynthesise(clip: Clip) -> NDArray[np.float32]:
-        meanings, _, _ = codec.encode_clip(tokenizer, clip)
-        made: Tensor = tokenizer.decode(meanings[None], torch.tensor([clip.voice]))
+        codes, _, _ = codec.encode_clip(tokenizer, clip)
+        made: Tensor = tokenizer.decode(codec.meaning(codes[None]), torch.tensor([clip.voice]))
         return np.asarray(voc(made)[0])
 
     return resynthesise

@@ -173,13 +173,11 @@ def make_lessons(
     """Encode and align every clip whose text has rows; one that cannot be aligned is left out."""
     lessons, text_tokens = [], source.tokenizer
     for clip in (clip for clip in clips if clip.text in rows):
-        _, codes, mel = codec.encode_clip(tokenizer, clip)
+        codes, mel, heard = codec.encode_clip(tokenizer, clip)
         spelt = spelling(text_tokens, text_tokens.encode(clip.text))
         try:
             sounding = codec.sounding_places(
-                tokenizer.hear(mel[None])[0],
-                mel[: clip.num_frames],
-                [p for own in spelt for p in own],
+                heard, mel[: clip.num_frames], [p for own in spelt for p in own]
             )
         except ValueError:
             continue

@@ -44,12 +44,6 @@ def main() -> None:
     parser.add_argument(
         "--newest", action="store_true", help="newest averaged weights, not the best"
     )
-    parser.add_argument(
-        "--strength",
-        type=float,
-        default=1.0,
-        help="of low-rank additions: less than 1 where two were trained side by side",
-    )
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args.to.mkdir(parents=True, exist_ok=True)
@@ -63,8 +57,6 @@ def main() -> None:
             continue
         run, part, prefix = SHIPPED[what]
         weights = loop.load_average(args.runs / run, part, best=not args.newest)
-        for name in [name for name in weights if name.endswith("_up")]:
-            weights[name] = args.strength * weights[name]
         folder = Path(__file__).parent if what in KEPT_WITH_RECIPES else args.to
         path = folder / f"{what}.safetensors"
         storage.write({prefix + name: value for name, value in weights.items()}, path)
