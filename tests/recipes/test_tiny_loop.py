@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,8 +18,6 @@ from torch import nn
 from recipes.tiny import loop
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
 
 
@@ -111,23 +110,7 @@ def test_a_new_run_may_start_from_shipped_weights(tmp_path: Path) -> None:
         loop.start_from(stage, [tmp_path / "shipped.safetensors"] * 2)
 
 
-def test_two_members_take_the_step_of_their_mean_gradient(tmp_path: Path) -> None:
-    script = (
-        "import os, torch; from torch import nn; from recipes.tiny.team import Team\n"
-        "team = Team.join(); w = nn.Parameter(torch.zeros(2)); o = torch.optim.SGD([w], 1.0)\n"
-        "o.param_groups[0]['lr'] = 1.0 + team.rank\n"
-        "team.average_before_steps([o])\n"
-        "w.grad = torch.tensor([1.0, 0.0]) if team.is_first else torch.tensor([0.0, 3.0])\n"
-        "o.step()\n"
-        "assert team.agree(stop=team.rank == 1) and not team.agree(stop=False)\n"
-        "assert team.seed(1, 2) == ((1, 2) if team.is_first else (1, 2, 1))\n"
-        "torch.testing.assert_close(w.detach(), torch.tensor([-0.75, -2.25]))\n"
-        "team.leave()\n"
-        # A thread of the group that outlives it aborts a process now and then.
-        "threads = [open(f'/proc/self/task/{t}/comm').read() for t in os.listdir('/proc/self/task')]\n"
-        "assert not any('gloo' in name for name in threads), threads\n"
-    )
-    path = tmp_path / "member.py"
-    path.write_text(script)
+def test_two_members_take_the_step_of_their_mean_gradient() -> None:
+    member = Path(__file__).with_name("team_member.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*command, str(path)], check=True, env={**os.environ, "PYTHONPATH": "."})
+    subprocess.run([*command, str(member)], check=True, env={**os.environ, "PYTHONPATH": "."})
