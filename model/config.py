@@ -173,7 +173,11 @@ class TalkerConfig:
 
 @dataclass(frozen=True, slots=True)
 class DitConfig:
-    """Flow-matching transformer: codec tokens to mel, in blocks of `block_size` mel frames."""
+    """Flow-matching transformer: codec tokens to mel, in blocks of `block_size` mel frames.
+
+    The flow starts from normal noise that spreads `noise_scale`: 1 in the published checkpoints, whose files do not
+    name it. It belongs to the weights, which were trained from there.
+    """
 
     hidden_size: int = 1024
     num_hidden_layers: int = 22
@@ -196,6 +200,7 @@ class DitConfig:
     enc_attention_channels: int = 64
     enc_res2net_scale: int = 2
     enc_se_channels: int = 64
+    noise_scale: float = 1.0
 
     def __post_init__(self) -> None:
         _require_multiple("dit_config.block_size", self.block_size, self.repeats)
@@ -205,6 +210,8 @@ class DitConfig:
             raise ConfigError(
                 f"dit_config look_ahead_layers / look_backward_layers must lie in 0…{self.num_hidden_layers - 1}"
             )
+        if not (math.isfinite(self.noise_scale) and self.noise_scale > 0):
+            raise ConfigError(f"dit_config.noise_scale is {self.noise_scale}; it must be positive")
 
     @property
     def block_codes(self) -> int:

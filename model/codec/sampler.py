@@ -119,7 +119,7 @@ class FlowSampler:
 
         Args:
             codes: [B, n], at most `max_position_embeddings` mel frames' worth.
-            noise: [B, n · repeats, M] float32.
+            noise: [B, n · repeats, M] float32, standard normal.
             conditions: one `condition` per row, [B, rows, C].
 
         Returns:
@@ -145,7 +145,7 @@ class FlowSampler:
 
         Args:
             codes: [B, n] of new and look-ahead blocks; whole blocks, unless it is the last window.
-            noise: [B, n · repeats, M] float32, of these very mel frames.
+            noise: [B, n · repeats, M] float32, standard normal, of these very mel frames.
             conditions: one `condition` per row, [B, rows, C].
             num_new_blocks: how many leading blocks become final; None for the last window, all of
                 which is.
@@ -221,7 +221,7 @@ class FlowSampler:
                 return v[:, 0]
             return torch.add(v[:, 0], v[:, 0] - v[:, 1], alpha=guidance)
 
-        return integrate(velocity, noise, self.solver, self.plan)
+        return integrate(velocity, noise * dit.config.noise_scale, self.solver, self.plan)
 
     def _input_bias(self, codes: Tensor, conditions: Tensor) -> Tensor:
         """Everything of the embedded input that is not noisy mel: [B, rows, T, C]."""

@@ -133,6 +133,7 @@ DIT: dict[str, Any] = {
     "look_ahead_layers": [3],
     "look_backward_layers": [0, 6],
     "repeats": REPEATS,
+    "noise_scale": 0.4,
     "num_embeds": NUM_CODES - 1,  # the table has one row more than this field says
     "mel_dim": 80,
     "enc_emb_dim": 64,

@@ -33,6 +33,14 @@ def test_a_checkpoint_may_bring_its_own_solver() -> None:
     assert solver_of(config).num_evaluations == 4
 
 
+@pytest.mark.parametrize("value", [0, -0.4, float("inf"), float("nan")])
+def test_a_flow_that_starts_from_no_noise_is_refused(value: float) -> None:
+    made = tree()
+    made["token2wav_config"]["dit_config"]["noise_scale"] = value
+    with pytest.raises(ConfigError, match="dit_config.noise_scale is"):
+        OmniConfig.from_json(made)
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("method", "heun"), ("num_points", 1), ("guidance", -1), ("sway", 2)]
 )

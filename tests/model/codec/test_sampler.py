@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,17 @@ def test_cached_path_equals_the_trained_velocity(
     mel = sampler.sample(codes, noise, sampler.condition(chelsie).expand(2, -1, -1))
     # float32 rounding: table and bias are added in another order
     torch.testing.assert_close(mel, noise + on + 2.0 * (on - off), atol=2e-5, rtol=0)
+
+
+def test_noise_starts_as_wide_as_the_checkpoint_says(
+    samplers: Samplers, dit: Dit, chelsie: Voice, monkeypatch: Any
+) -> None:
+    """The published checkpoints say nothing and mean 1."""
+    codes, noise, sampler = random_codes(1, 31), random_noise(1, 62, 8), samplers(SHORT)
+    condition = sampler.condition(chelsie)[None]
+    narrow = sampler.sample(codes, 0.4 * noise, condition)
+    monkeypatch.setattr(dit, "config", dataclasses.replace(dit.config, noise_scale=0.4))
+    assert torch.equal(sampler.sample(codes, noise, condition), narrow)
 
 
 def test_every_time_has_the_modulation_of_the_trained_path(samplers: Samplers, dit: Dit) -> None:
