@@ -18,7 +18,8 @@ more; they need only the forced alignment (`align.py`) and the codec, and leave 
 * **pronunciation**: low down, a token's row can tell all of its phonemes. This needs no sound, so it is also asked of
   rows of words that nobody has read aloud: thousands, commonest most often.
 
-The codes carry hardly any voice, so each clip is read by the other voice half of the time: both learn from all speech.
+A clip is read by its own voice only. The codes carry little of it, and yet the flow makes of one voice's codes, in the
+other voice, words that are understood half as well.
 
     python -m recipes.tiny.rows --checkpoint ~/.cache/parley/omni-tiny
     python -m recipes.tiny.talker --out ~/.cache/parley/tiny/talker --codec ~/.cache/parley/tiny/codec \\
@@ -71,8 +72,7 @@ WRONG_CODES, WRONG_WAYS = 0.06, 0.2
 # words and sentences are learned by heart.
 RETOLD, SPELLED_ONLY = 0.4, 0.2
 SPELLING_GAIN = 2 / tree.SPELLING_SCALE  # of its columns at the start
-OWN_VOICE = 0.5  # a clip keeps its voice so often; else either is drawn
-SHARE_OF_FEMALE = 0.3
+SHARE_OF_FEMALE = 0.4
 UNREAD = (16, 20)  # rows of words without sound beside each batch
 
 log = logging.getLogger("talker")
@@ -226,7 +226,7 @@ class TalkerStage:
         return asked_loss(self.guides.pronounced(x).unflatten(2, (SLOTS, -1)), wanted)
 
     def _stack(self, lessons: list[Lesson], rng: np.random.Generator | None) -> Stack:
-        """Lay out lessons; with `rng` as in training: cut prompts, wrong codes, either voice."""
+        """Lay out lessons; with `rng` as in training: cut prompts, wrong codes."""
         made = [self._sequence(lesson, rng) for lesson in lessons]
         # Few distinct lengths: kernels are cached by shape, and thousands of shapes filled 5 GB.
         longest = -(-max(len(m.rows) for m in made) // 16) * 16
@@ -280,7 +280,7 @@ class TalkerStage:
 
 
 def varied(lesson: Lesson, rng: np.random.Generator) -> tuple[Lesson, Tensor]:
-    """Return a lesson as training tells it, under a shorter prompt and in either voice, and codes [N] to feed back."""
+    """Return a lesson as training tells it, under a shorter prompt, and codes [N] to feed back."""
     fate = rng.random()
     if fate < RETOLD:
         lesson = retold(lesson, rng)
@@ -288,10 +288,7 @@ def varied(lesson: Lesson, rng: np.random.Generator) -> tuple[Lesson, Tensor]:
         lesson = dataclasses.replace(lesson, reply_rows=spelled_only(lesson.reply_rows))
     prompt = lesson.prompt_rows
     kept = int(rng.integers(4, len(prompt)) ** rng.choice((0.7, 1.0)))
-    own = rng.random() < OWN_VOICE
-    voice = lesson.voice if own else int(rng.integers(len(VOICE_NAMES)))
-    told = dataclasses.replace(lesson, prompt_rows=prompt[-kept:], voice=voice)
-    return told, slipped(lesson.codes, rng)
+    return dataclasses.replace(lesson, prompt_rows=prompt[-kept:]), slipped(lesson.codes, rng)
 
 
 def slipped(codes: Tensor, rng: np.random.Generator) -> Tensor:
