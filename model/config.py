@@ -176,7 +176,7 @@ class DitConfig:
     """Flow-matching transformer: codec tokens to mel, in blocks of `block_size` mel frames.
 
     The flow starts from normal noise that spreads `noise_scale`: 1 in the published checkpoints, whose files do not
-    name it. It belongs to the weights, which were trained from there.
+    name it. A smaller one acts as a temperature does: less variation, clearer speech.
     """
 
     hidden_size: int = 1024
