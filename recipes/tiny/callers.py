@@ -1,6 +1,7 @@
 """Make the speech that the model learns to hear: many voices, speeds and levels, 16 kHz.
 
-Fast formant and unit voices (50 to 200 times real time) give variety, the two good voices give naturalness.
+Fast formant and unit voices (50 to 200 times real time) give variety, good ones naturalness: Piper's one, and mixtures
+of Kokoro's styles, as many as one likes, which are slow (1.5 times real time).
 Shards are as in `speech.py`, `callers-00012.flac` with `callers-00012.jsonl`. Three voices are kept out of
 training altogether and speak only the kept-out shards, whose wordings nobody trains on either. Beside the questions of
 `exchanges.py` they ask about pictures, and call out "now" to somebody who is watching.
@@ -36,6 +37,7 @@ from recipes.tiny.speech import (
     SAMPLE_RATE,
     UTTERANCES_PER_SHARD,
     Audio,
+    Kokoro,
     level,
     piper_joe,
     read_shard_files,
@@ -110,6 +112,22 @@ class Piper:
         return _resampled(self._speak(text), int(SAMPLE_RATE * factor))
 
 
+class Crowd:
+    """A new natural voice for each question: a mixture of Kokoro's styles."""
+
+    def __init__(self) -> None:
+        self._kokoro = Kokoro()
+
+    def __call__(self, text: str, rng: random.Random) -> Audio:
+        styles = self._kokoro.styles.values()
+        shares = [rng.gammavariate(0.5, 1) for _ in styles]  # mostly one or two of them
+        style = sum(
+            share / sum(shares) * style for share, style in zip(shares, styles, strict=True)
+        )
+        speed = rng.uniform(0.85, 1.2)
+        return _resampled(self._kokoro(text, np.asarray(style), speed), SAMPLE_RATE)
+
+
 def _resampled(wave: NDArray[np.float32], rate: int) -> Audio:
     return np.asarray(soxr.resample(wave, rate, INPUT_RATE), np.float32)
 
@@ -121,6 +139,7 @@ def train_voices() -> dict[str, tuple[float, Callable[[str, random.Random], Audi
         "flite-awb": (0.15, flite("awb")),
         "flite-kal16": (0.1, flite("kal16")),
         "piper-joe": (0.3, Piper()),
+        "kokoro": (0.4, Crowd()),
         "espeak-us": (0.17, espeak("en-us", "m1 m2 m3 m4 m7 f1 f2 f3 f4")),
         "espeak-gb": (0.08, espeak("en-gb", "m1 m3 f2 f4")),
     }

