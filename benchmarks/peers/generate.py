@@ -3,7 +3,7 @@
     python -m benchmarks.peers.generate --model FOLDER --port 8202
 
 Nothing is heard before everything is computed. The flow is solved with the fewest evaluations that `transformers`
-offers here (one Runge-Kutta interval, four evaluations), as many as the checkpoint's own setting has.
+offers here (one Runge-Kutta interval, four evaluations); the checkpoint's own setting has two.
 """
 
 from __future__ import annotations

@@ -118,8 +118,8 @@ TALKER: dict[str, Any] = {
     "position_id_per_seconds": 25,
     "seconds_per_chunk": 2,
 }
-SOLVER = {"method": "euler", "num_points": 5, "guidance": 0.0}
-"""Four evaluations, no guidance: what the flow is trained for."""
+SOLVER = {"method": "euler", "num_points": 3, "guidance": 0.0}
+"""Two evaluations, no guidance: what the flow is trained for. From so little noise four were heard no better."""
 
 DIT: dict[str, Any] = {
     "model_type": "qwen2_5_omni_dit",
