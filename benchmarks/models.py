@@ -6,6 +6,7 @@ import torch
 
 from model.codec.voice import Voice
 from model.config import OmniConfig
+from model.generation import Generation
 from model.image import PUBLISHED
 from model.omni import Omni, OmniModel, WeightFormat, default_dtype, load
 from model.prompt import SPEECH_SYSTEM_PROMPT
@@ -37,6 +38,7 @@ def random_omni(shape: str, device: torch.device) -> Omni:
         voices={voice.name: voice},
         images=PUBLISHED,
         end_ids=frozenset((tokenizer.im_end_id,)),
+        generation=Generation(),
         system_prompt=SPEECH_SYSTEM_PROMPT,
         device=device,
         dtype=dtype,
