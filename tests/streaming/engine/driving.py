@@ -44,9 +44,12 @@ from streaming.packets import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from concurrent.futures import Future
 
     from model.chat import Chat
     from streaming.engine.engine import Engine
+    from streaming.engine.runner import StepOutput
+    from streaming.engine.scheduler import StepPlan
     from streaming.packets import Command, Reply
 
 SYSTEM = "Be kind."
@@ -187,6 +190,31 @@ def chat_options(options: ReplyOptions) -> ChatOptions:
 def _sampling(options: SamplingOptions, default: Sampling) -> Sampling:
     given = {k: v for k, v in msgspec.structs.asdict(options).items() if v is not None}
     return replace(default, **given)
+
+
+def never_stop(engine: Engine) -> None:
+    """Let the Talker speak up to the limit of codes; a random one often stops after the first."""
+    assert engine.omni.config.talker is not None
+    with torch.inference_mode():
+        engine.runner._suppressed[list(engine.omni.config.talker.stop_ids)] = True
+
+
+def record_plans(engine: Engine) -> list[StepPlan]:
+    """Every plan that reaches the runner from now on, also those of the codec's thread."""
+    plans: list[StepPlan] = []
+    run, start = engine.runner.run, engine.runner.start_windows
+
+    def recorded_run(plan: StepPlan) -> StepOutput:
+        plans.append(plan)
+        return run(plan)
+
+    def recorded_start(plan: StepPlan) -> Future[list[bytes]]:
+        plans.append(plan)
+        return start(plan)
+
+    engine.runner.run = recorded_run  # type: ignore[method-assign]
+    engine.runner.start_windows = recorded_start  # type: ignore[method-assign]
+    return plans
 
 
 @dataclass

@@ -32,6 +32,7 @@ from tests.streaming.engine.driving import (
     Said,
     chat_answer,
     commands_of,
+    never_stop,
     speech,
 )
 
@@ -191,8 +192,7 @@ def test_no_reply_gets_further_ahead_than_the_lead(new_driver, omni) -> None:  #
     """Over many windows; and their sound is what the codec makes of the codes by itself."""
     driver: Driver = new_driver(max_lead_ms=2500)
     driver.step_ms = 1.0
-    with torch.inference_mode():  # a Talker that never stops, unlike the random one
-        driver.engine.runner._suppressed[list(omni.config.talker.stop_ids)] = True
+    never_stop(driver.engine)
     driver.open("a")
     driver.say("a", 0, Said(sound=speech(1.0)), replace(GREEDY, max_codes=250))
     conversation = driver.engine.conversations["a"]
