@@ -270,6 +270,7 @@ class Conversation:
 
     def _finish(self, reason: DoneReason, usage: Usage, code: str = "", message: str = "") -> None:
         self.state = TurnState.OVER
+        self.pace.listen(self.pace.due_ms)  # nobody waits for a reply any more, nor is late for one
         self._shared.emit(TurnDone(self.session_id, self.turn_id, reason, usage, code, message))
 
     # ---- cutting the history to what was heard

@@ -129,3 +129,16 @@ def test_a_reply_cancelled_before_its_prompt_was_read_costs_its_input_and_no_tok
     assert prefilled(plans, Role.THINKER) <= num_left
     assert not any(isinstance(r, TextDelta) for r in driver.replies)
     assert thinker.num_drawn == 0
+
+
+@pytest.mark.parametrize("num_steps", [0, 4, 30])
+def test_nobody_is_late_for_a_reply_that_was_cancelled(new_driver, num_steps: int) -> None:  # type: ignore[no-untyped-def]
+    """Or the gateway would turn newcomers away from an idle worker."""
+    driver: Driver = new_driver()
+    driver.open("a")
+    driver.say("a", 0, Said(sound=speech(1.0)))
+    for _ in range(num_steps):
+        driver.step()
+    driver.submit(CancelTurn("a", 0, 0))
+    driver.run()
+    assert driver.engine.lateness_ms(driver.now_ms + 60_000) == 0
