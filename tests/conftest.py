@@ -38,12 +38,13 @@ def reference():  # type: ignore[no-untyped-def]  # transformers has no usable t
 @pytest.fixture(scope="session")
 def checkpoint_dir(reference, tmp_path_factory: pytest.TempPathFactory) -> Path:  # type: ignore[no-untyped-def]
     """The tiny reference in the published folder layout (two shards and `spk_dict.pt`)."""
-    from tests.model.reference import voice
+    from tests.model.reference import VOICE_BOS, voice
     from tests.model.tiny_tokenizer import byte_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny-omni")
     reference.save_pretrained(folder, max_shard_size="2MB")
-    torch.save({"Chelsie": voice(7), "Ethan": voice(8)}, folder / "spk_dict.pt")
+    other = voice(8) | {"bos_token": VOICE_BOS - 1}
+    torch.save({"Chelsie": voice(7), "Ethan": other}, folder / "spk_dict.pt")
     byte_tokenizer().save(str(folder / "tokenizer.json"))
     return folder
 

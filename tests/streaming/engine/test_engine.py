@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
@@ -77,6 +78,40 @@ def test_later_turns_continue_from_what_was_said(omni, new_driver) -> None:  # t
         answer = driver.answer("a", turn_id)
         assert (answer.tokens, answer.codes) == (expected.tokens, expected.codes)
     driver.engine.check_integrity()
+
+
+def test_every_reply_has_the_voice_and_the_noise_it_asks_for(omni, new_driver) -> None:  # type: ignore[no-untyped-def]
+    """In one session, also with turns of equal voice or equal noise, and back at the first of them."""
+    # Greedy, this Talker mostly ends with its first code; from this seed it speaks in every turn.
+    drawn = SamplingOptions(temperature=1, seed=1)
+    asked = [("Ethan", 5), ("Chelsie", 5), ("Chelsie", 6), (None, 0), ("Ethan", 5)]
+    chat, driver = Chat(omni, SYSTEM), new_driver()
+    driver.open("a")
+    for turn_id, (voice, seed) in enumerate(asked):
+        options = replace(GREEDY, talker=drawn, voice=voice, noise_seed=seed)
+        expected = chat_answer(chat, CASES["text"], options)
+        driver.say("a", turn_id, CASES["text"], options)
+        driver.run()
+        answer = driver.answer("a", turn_id)
+        assert (answer.tokens, answer.codes) == (expected.tokens, expected.codes)
+        assert len(answer.codes) > 10
+        # To int16 rounding: the last window and what follows it are solved in other calls.
+        assert np.abs(levels(answer.pcm) - levels(expected.pcm)).max() <= 1
+
+
+@pytest.mark.parametrize(("voice", "seed"), [("Chelsie", 6), ("Ethan", 5)])
+def test_another_noise_or_voice_is_heard(new_driver, voice: str, seed: int) -> None:  # type: ignore[no-untyped-def]
+    """So the law above could not hold if both were ignored."""
+    drawn = replace(GREEDY, talker=SamplingOptions(temperature=1, seed=3))
+    driver = new_driver()
+    options = {"a": ("Chelsie", 5), "again": ("Chelsie", 5), "other": (voice, seed)}
+    for name, (asked, noise) in options.items():
+        driver.open(name)
+        driver.say(name, 0, CASES["text"], replace(drawn, voice=asked, noise_seed=noise))
+    driver.run()
+    first, again, other = (driver.answer(name, 0) for name in options)
+    assert first.pcm == again.pcm
+    assert first.pcm[: len(other.pcm)] != other.pcm[: len(first.pcm)]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -332,6 +367,10 @@ def test_a_turn_withdrawn_after_the_history_was_cut_leaves_no_open_message(
     answer = driver.answer("a", 2)
     assert (answer.tokens, answer.codes) == (expected.tokens, expected.codes)
     driver.engine.check_integrity()
+
+
+def levels(pcm: bytes) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    return np.frombuffer(pcm, np.int16).astype(np.int32)
 
 
 def kept_tokens(driver: Driver, session_id: str) -> list[int]:
