@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,8 +23,11 @@ from streaming.packets import (
     DoneReason,
     InputRefused,
     OpenClip,
+    OpenSession,
     SessionFailed,
+    SessionSettings,
     TextDelta,
+    TurnDone,
 )
 from tests.streaming.engine.driving import (
     GREEDY,
@@ -37,11 +41,12 @@ from tests.streaming.engine.driving import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from streaming.engine.engine import Engine
     from streaming.engine.runner import StepOutput
     from streaming.engine.scheduler import StepPlan
+    from streaming.packets import Command
 
 CHUNK = MediaChunk(1, 0, bytes(64), is_last=True)
 BAD_TURNS = {
@@ -112,6 +117,67 @@ def test_two_hundred_sessions_on_a_worker_for_sixteen(new_driver) -> None:  # ty
     assert len(refused) == 184
     assert {r.code for r in refused} == {"worker_full"}
     assert len(driver.engine.conversations) == 16
+    driver.engine.check_integrity()
+
+
+def twenty_minutes(session_id: str) -> Iterator[Command]:
+    yield OpenSession(session_id, SessionSettings(SYSTEM))
+    yield from commands_of(Said(sound=speech(20 * 60)), session_id, 0)
+    yield CommitTurn(session_id, 0, GREEDY)
+
+
+def two_hundred_callers() -> Iterator[Command]:
+    for i in range(200):
+        yield OpenSession(f"s{i}", SessionSettings(SYSTEM))
+        yield AppendText(f"s{i}", 0, "hello")
+        yield CommitTurn(f"s{i}", 0, GREEDY)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)  # 30 000 rows of prompt, where they fit
+@pytest.mark.parametrize(
+    ("disturbances", "sizes", "num_answered"),
+    [
+        (twenty_minutes("b"), {"context_tokens": 1024}, 0),
+        (twenty_minutes("b"), {"context_tokens": 32_768, "num_lanes": 2}, 1),
+        (two_hundred_callers(), {"num_lanes": 16, "context_tokens": 256}, 15),
+    ],
+    ids=["a turn of twenty minutes, refused", "a turn of twenty minutes", "two hundred callers"],
+)
+def test_a_neighbour_answers_as_if_alone(
+    new_driver, disturbances: Iterator[Command], sizes: dict[str, int], num_answered: int
+) -> None:  # type: ignore[no-untyped-def]
+    """Two commands of the others before each step of a conversation of two turns: same text, codes and sound."""
+    options = replace(GREEDY, max_text_tokens=30, max_codes=80)
+    turns = [Said(sound=speech(3.0)), Said("hello")]
+    alone, driver = new_driver(**sizes), new_driver(**sizes)
+    for each in (alone, driver):
+        never_stop(each.engine)
+        each.open("a")
+        each.run()
+    num_beside = 0
+    for turn_id, said in enumerate(turns):
+        alone.say("a", turn_id, said, options)
+        alone.run()
+        driver.say("a", turn_id, said, options)
+        while driver.answer("a", turn_id).done is None:
+            for command in itertools.islice(disturbances, 2):
+                driver.submit(command)
+                num_beside += 1
+            driver.step()
+            assert "a" in driver.engine.conversations
+    assert num_beside > 400
+    driver.submit(*disturbances)
+    driver.run()
+    for turn_id in range(len(turns)):
+        expected, answer = alone.answer("a", turn_id), driver.answer("a", turn_id)
+        assert len(answer.codes) == 80
+        assert (answer.text, answer.codes) == (expected.text, expected.codes)
+        # To int16 rounding: a window is solved together with those of others.
+        made, wanted = (np.frombuffer(one.pcm, np.int16).astype(int) for one in (answer, expected))
+        assert np.abs(made - wanted).max() <= 1
+    others = [r for r in driver.replies if isinstance(r, TurnDone) and r.session_id != "a"]
+    assert sum(r.reason is not DoneReason.FAILED for r in others) == num_answered
     driver.engine.check_integrity()
 
 
