@@ -20,6 +20,7 @@ from streaming.packets import (
     Hello,
     OpenSession,
     Ready,
+    SessionFailed,
     TurnDone,
     WorkerStatus,
     decode_reply,
@@ -70,8 +71,10 @@ class Gateway:
         self._listener.close()
 
 
-def start(path: Path, checkpoint: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "streaming.engine", str(path), "--model", str(checkpoint)]
+def start(
+    path: Path, checkpoint: Path, module: str = "streaming.engine"
+) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", module, str(path), "--model", str(checkpoint)]
     sizes = ["--dtype", "fp32", "--num-lanes", "2", "--context-tokens", "1024"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen([*command, *sizes], env=environment)
@@ -133,6 +136,29 @@ def test_what_is_no_packet_ends_the_worker_with_the_reason(
         gateway.send_bytes(garbage)
         assert process.wait(30) == 0
         assert message in capfd.readouterr().err
+    finally:
+        gateway.close()
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_out_of_memory_twice_costs_one_session_then_the_worker(
+    tmp_path: Path, checkpoint_dir: Path
+) -> None:
+    """The status asks for a new worker; the session that paid was told why before that."""
+    gateway = Gateway(tmp_path / "link")
+    process = start(tmp_path / "link", checkpoint_dir, "tests.streaming.engine.full_worker")
+    try:
+        gateway.accept()
+        gateway.wait_for(Ready)
+        gateway.send(OpenSession("a"))
+        failed = gateway.wait_for(SessionFailed)
+        assert isinstance(failed, SessionFailed)
+        assert (failed.session_id, failed.code) == ("a", "out_of_memory")
+        assert process.poll() is None
+        gateway.send(OpenSession("b"))
+        assert process.wait(30) == 71
     finally:
         gateway.close()
         process.kill()
