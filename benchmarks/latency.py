@@ -68,7 +68,16 @@ def now_ms() -> float:
 
 def work(engine: Engine) -> None:
     while engine.has_work(now_ms()):
-        engine.step(now_ms())
+        for reply in engine.step(now_ms()):
+            tell_failure(reply)
+
+
+def tell_failure(reply: Reply) -> None:
+    """Say why there will be no sound: a conversation that is too long, say."""
+    if isinstance(reply, SessionFailed) or (
+        isinstance(reply, TurnDone) and reply.reason is DoneReason.FAILED
+    ):
+        print(f"           {reply.session_id} failed: {reply.code}: {reply.message}")
 
 
 def feed(engine: Engine, session_id: str, pcm: bytes, *, incremental: bool) -> None:
@@ -125,8 +134,7 @@ class Replies:
             case AudioDelta(session_id=name):
                 self.listeners[name].hear(now_ms(), len(reply.pcm) // 2)
             case TurnDone(session_id=name) | SessionFailed(session_id=name):
-                if isinstance(reply, SessionFailed) or reply.reason is DoneReason.FAILED:
-                    print(f"           {name} failed: {reply.code}: {reply.message}")
+                tell_failure(reply)
                 self.running.discard(name)
                 self.listeners[name].end(now_ms())
 
