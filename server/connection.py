@@ -52,6 +52,8 @@ LONG_MESSAGE_BYTES = 256 * 1024
 MAX_LINK_BYTES = 64 * 1024 * 1024
 """Unsent to the worker; beyond it nobody reads, as the link is everybody's."""
 ROOM_POLL_S = 0.02
+SHORTEST_CHARGED_BYTES = 4096
+"""What a message costs of the rate at least: a short one is as much work as a long one, about a thousand a second."""
 POISON_DEATHS = 2
 """Worker deaths in the midst of a session's work, after which it is the suspect."""
 OUTPUT_BYTES_PER_S = 2 * 24_000
@@ -242,7 +244,10 @@ class Connection:
                 self._apply(self._session.receive_error, parsed)
             else:
                 self._apply(self._session.receive_event, parsed)
-            delay_s = self._inbound.spend(now_ms(), num_bytes)
+            # Messages that have come already are taken without waiting; without a pause in between
+            # somebody who sends thousands at once would be the only one served.
+            await asyncio.sleep(0)
+            delay_s = self._inbound.spend(now_ms(), max(num_bytes, SHORTEST_CHARGED_BYTES))
             if delay_s or self._is_behind:
                 await self._wait_for_room(delay_s)
 

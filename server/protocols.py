@@ -1,4 +1,5 @@
-"""uvicorn's two protocol classes with the limits they lack: on headers that never end, and on peers that never read.
+"""uvicorn's two protocol classes with the limits they lack: on headers that never end, on peers that never read, and on
+how much of what has come is taken apart at once.
 
     connection ─▶ HeaderLimit (HTTP/1.1) ──upgrade──▶ ImpatientWebSocket
 
@@ -24,6 +25,8 @@ NOT_SENT_BYTES = 128 * 1024
 _TCP_NOTSENT_LOWAT = 25
 MAX_HEADER_BYTES = 64 * 1024
 """The parser itself has no limit."""
+SLICE_BYTES = 4096
+"""Taken apart at once: a read may bring a quarter of a megabyte, and that many small frames keep the loop for long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +88,11 @@ def protocol_classes(
 
     class ImpatientWebSocket(WebSocketsSansIOProtocol):
         _abort_timer: asyncio.TimerHandle | None = None
+        _next_slice: asyncio.Handle | None = None
 
         def connection_made(self, transport: BaseTransport) -> None:
             super().connection_made(transport)
+            self._unread = bytearray()
             peer: Any = transport.get_extra_info("socket")
             if peer is not None and peer.family in (socket.AF_INET, socket.AF_INET6):
                 peer.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, NOT_SENT_BYTES)
@@ -96,6 +101,37 @@ def protocol_classes(
             if message["type"] == "websocket.close":
                 self.writable.set()  # a close frame need not wait for the peer to read what is before it
             await super().send(message)
+            if message["type"] == "websocket.close":
+                self._take_slice()  # nobody calls `receive` any more, and the peer's goodbye may be in it
+
+        def data_received(self, data: bytes) -> None:
+            self._unread += data
+            self._take_slice()
+
+        async def receive(self) -> Any:  # uvicorn's union of ASGI messages
+            message = await super().receive()
+            self._take_slice()
+            return message
+
+        def _take_slice(self) -> None:
+            """Take the next bytes apart, unless whole messages wait: then `receive` comes back to this."""
+            if not self._unread or self.read_paused or self._next_slice is not None:
+                return
+            piece = bytes(self._unread[:SLICE_BYTES])
+            del self._unread[:SLICE_BYTES]
+            super().data_received(piece)
+            if self.transport.is_closing():
+                return
+            if self._unread:
+                self.transport.pause_reading()
+            if self._unread and not self.read_paused:
+                self._next_slice = self.loop.call_soon(self._go_on)
+            elif not self.read_paused:
+                self.transport.resume_reading()
+
+        def _go_on(self) -> None:
+            self._next_slice = None
+            self._take_slice()
 
         async def run_asgi(self) -> None:
             try:
@@ -111,6 +147,7 @@ def protocol_classes(
         def connection_lost(self, exc: Exception | None) -> None:
             if self._abort_timer is not None:
                 self._abort_timer.cancel()
+            self._unread.clear()
             super().connection_lost(exc)
 
         def _give_up_in(self, delay_s: float) -> None:

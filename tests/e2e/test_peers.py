@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
+from server.connection import SHORTEST_CHARGED_BYTES
 from tests.e2e.house import STAND_IN, House
 from tests.e2e.wire import BINARY, CLOSE, PING, PONG, TEXT, RawSocket, frame
 
@@ -153,6 +154,30 @@ def test_f9_a_flood_is_pushed_back_by_tcp(impatient_house: House) -> None:
             await caller.until("session.created")
 
     asyncio.run(other())
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        '{"type":"output_audio_buffer.clear"}',
+        '{"type":"session.update","session":{"type":"realtime"}}',
+    ],
+)
+def test_f9_a_flood_of_short_messages_starves_nobody(house: House, message: str) -> None:
+    sent = 12_000
+    with RawSocket(house.port) as flooding:
+        flood = frame(TEXT, message.encode()) * sent
+        flooder = threading.Thread(target=flooding.socket.sendall, args=(flood,))
+        begun, before = time.monotonic(), house.figure("parley_received_events_total")
+        flooder.start()
+        while time.monotonic() < begun + 1:
+            asyncio.run(talk_once(house))
+        received = house.figure("parley_received_events_total") - before
+        passed_s = time.monotonic() - begun
+        flooder.join()
+    # As many as the rate and its burst allow; without a charge for each all of them were taken in this second.
+    assert 500 < received < min(sent, (32 + 4 * (passed_s + 0.2)) * MIB / SHORTEST_CHARGED_BYTES)
+    house.wait_until(lambda: house.figure("parley_sessions") == 0)
 
 
 BAD_MESSAGES = [

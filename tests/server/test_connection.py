@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from server.config import ServerConfig
 from server.connection import (
+    SHORTEST_CHARGED_BYTES,
     SHUTTING_DOWN,
     SLOW_CONSUMER,
     Channel,
@@ -323,7 +325,7 @@ def test_reading_waits_while_what_was_read_is_not_done(cause: str) -> None:
             scene.worker.unsent = 10**9
         elif cause == "speech":
             scene.deaf.backlog = 10**9
-        scene.say(CLEAR + " " * 1100 * (cause == "rate"))
+        scene.say(CLEAR + " " * 9000 * (cause == "rate"))
         scene.say(CLEAR)
         await scene.until(lambda: len(scene.session.inputs) == 1)
         for _ in range(20):
@@ -333,7 +335,34 @@ def test_reading_waits_while_what_was_read_is_not_done(cause: str) -> None:
         await scene.until(lambda: len(scene.session.inputs) == 2)
         scene.hang_up()
 
-    play(act, max_inbound_bytes=1024, inbound_bytes_per_s=1000)
+    play(act, max_inbound_bytes=2 * SHORTEST_CHARGED_BYTES, inbound_bytes_per_s=10_000)
+
+
+def test_short_messages_are_charged_for_their_work() -> None:
+    async def act(scene: Scene) -> None:
+        for _ in range(6):
+            scene.say(CLEAR)
+        await scene.until(lambda: len(scene.session.inputs) == 3)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(scene.session.inputs) == 3  # the burst, and one on credit
+        scene.connection.close(SHUTTING_DOWN)
+
+    play(act, max_inbound_bytes=2 * SHORTEST_CHARGED_BYTES, inbound_bytes_per_s=1000)
+
+
+def test_between_messages_that_have_come_the_others_have_their_turn() -> None:
+    async def act(scene: Scene) -> None:
+        for _ in range(100):
+            scene.say(CLEAR)
+        seen = [0]
+        while seen[-1] < 100:
+            seen.append(len(scene.session.inputs))
+            await asyncio.sleep(0)
+        assert max(later - sooner for sooner, later in pairwise(seen)) <= 1
+        scene.hang_up()
+
+    play(act)
 
 
 def test_the_timer_ticks_when_the_session_asked_for_it() -> None:
