@@ -51,6 +51,8 @@ LONG_MESSAGE_BYTES = 256 * 1024
 """Longer ones are parsed beside the loop."""
 MAX_LINK_BYTES = 64 * 1024 * 1024
 """Unsent to the worker; beyond it nobody reads, as the link is everybody's."""
+MAX_UNSENT_BYTES = 4 * 1024 * 1024
+"""Unsent to the client; beyond it nothing is read, as what it sends is answered. A held reply stays below."""
 ROOM_POLL_S = 0.02
 SHORTEST_CHARGED_BYTES = 4096
 """What a message costs of the rate at least: a short one is as much work as a long one, about a thousand a second."""
@@ -255,7 +257,8 @@ class Connection:
     def _is_behind(self) -> bool:
         limit = self._services.config.max_inbound_bytes
         return (
-            self.worker.num_unsent_bytes > MAX_LINK_BYTES
+            self._session.unsent_bytes > MAX_UNSENT_BYTES
+            or self.worker.num_unsent_bytes > MAX_LINK_BYTES
             or self._services.hearing.backlog_bytes(self.session_id) > limit
         )
 

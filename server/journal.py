@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 MAX_ITEMS = 2_000
 MAX_MEDIA_BYTES = 48 * 1024 * 1024
 MAX_REMOVED_IDS = 2_000
+MAX_ECHOED_BYTES = 1536 * 1024
+"""Longer sound fits into no message, however it is written."""
 # Guesses, and not low, of what the model makes of a piece.
 TOKENS_PER_PICTURE = 400
 TOKENS_PER_ITEM = 8
@@ -79,10 +81,11 @@ class Record:
 
     @property
     def sound(self) -> bytes | None:
-        """What the user said, if it is one clip and still kept."""
+        """What the user said, if it is one clip, still kept and short enough to be sent back."""
         if sum(1 for piece in self.pieces if isinstance(piece, ClipStart)) != 1:
             return None
-        return b"".join(piece.pcm for piece in self.pieces if isinstance(piece, MediaChunk))
+        chunks = [piece.pcm for piece in self.pieces if isinstance(piece, MediaChunk)]
+        return b"".join(chunks) if sum(map(len, chunks)) <= MAX_ECHOED_BYTES else None
 
     def said(self) -> list[Piece]:
         """Return what the model is to know."""

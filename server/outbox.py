@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING
 
 from server.events import (
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from server.events import ServerEvent
 
 EVENT_BYTES = 512
-"""What an event without sound counts, rendered."""
+"""What an event counts, rendered, without what was said in it."""
 
 WITHDRAWN = (
     OutputAudioDelta,
@@ -47,11 +47,15 @@ WITHDRAWN = (
 class _Queued:
     event: ServerEvent
     response_id: str | None
+    num_bytes: int
 
-    @property
-    def num_bytes(self) -> int:
-        sound = len(self.event.pcm) if isinstance(self.event, OutputAudioDelta) else 0
-        return EVENT_BYTES + sound * 4 // 3
+    @classmethod
+    def of(cls, event: ServerEvent, response_id: str | None) -> _Queued:
+        if isinstance(event, OutputAudioDelta):
+            content = len(event.pcm) * 4 // 3
+        else:
+            content = _content_bytes(event)
+        return cls(event, response_id, EVENT_BYTES + content)
 
 
 class Outbox:
@@ -66,7 +70,7 @@ class Outbox:
 
     def put(self, event: ServerEvent, response_id: str | None = None) -> None:
         """Queue an event; with `response_id` it is withdrawn if that response is cancelled in time."""
-        queued = _Queued(event, response_id)
+        queued = _Queued.of(event, response_id)
         self._queue.append(queued)
         self.unsent_bytes += queued.num_bytes
 
@@ -76,7 +80,7 @@ class Outbox:
         place = next(
             (i for i, q in enumerate(waiting) if _adds_next_item(q, response_id)), len(waiting)
         )
-        put = [_Queued(event, response_id) for event in events]
+        put = [_Queued.of(event, response_id) for event in events]
         self._queue = deque([*waiting[:place], *put, *waiting[place:]])
         self.unsent_bytes += sum(queued.num_bytes for queued in put)
 
@@ -97,6 +101,19 @@ class Outbox:
         self._queue = deque(q for q in self._queue if not _is_withdrawn(q, response_id))
         self.unsent_bytes = sum(q.num_bytes for q in self._queue)
         return [q.event for q in withdrawn]
+
+
+def _content_bytes(value: object) -> int:
+    """What the texts and media of an event hold in memory while it waits."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, list | tuple):
+        return sum(map(_content_bytes, value))
+    if isinstance(value, dict):
+        return sum(map(_content_bytes, value.values()))
+    if is_dataclass(value):
+        return sum(_content_bytes(getattr(value, field.name)) for field in fields(value))
+    return 0
 
 
 def _adds_next_item(queued: _Queued, response_id: str) -> bool:

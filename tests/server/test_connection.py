@@ -318,20 +318,22 @@ def test_who_takes_nothing_for_too_long_is_closed() -> None:
     assert scene.closed == []  # it could not be told
 
 
-@pytest.mark.parametrize("cause", ["link", "speech", "rate"])
+@pytest.mark.parametrize("cause", ["link", "speech", "rate", "unsent"])
 def test_reading_waits_while_what_was_read_is_not_done(cause: str) -> None:
     async def act(scene: Scene) -> None:
         if cause == "link":
             scene.worker.unsent = 10**9
         elif cause == "speech":
             scene.deaf.backlog = 10**9
+        elif cause == "unsent":
+            scene.session.unsent_bytes = 10**9
         scene.say(CLEAR + " " * 9000 * (cause == "rate"))
         scene.say(CLEAR)
         await scene.until(lambda: len(scene.session.inputs) == 1)
         for _ in range(20):
             await asyncio.sleep(0)
         assert len(scene.session.inputs) == 1
-        scene.worker.unsent = scene.deaf.backlog = 0
+        scene.worker.unsent = scene.deaf.backlog = scene.session.unsent_bytes = 0
         await scene.until(lambda: len(scene.session.inputs) == 2)
         scene.hang_up()
 

@@ -21,7 +21,7 @@ from server.items import (
     UserMessage,
 )
 from server.items import InputText as Text
-from server.journal import Journal, Origin, Record
+from server.journal import MAX_ECHOED_BYTES, Journal, Origin, Record
 from server.tools import write_call
 from streaming.media import ClipKind, ClipStart, FramePair, MediaChunk, VideoFrame
 
@@ -180,6 +180,14 @@ def test_pictures_of_earlier_turns_stay() -> None:
     journal.max_pictures = 1
     kept = [p.pieces[0] for p in journal.passages(None)]
     assert kept == [Picture(b"\0"), Words("assistant", "yes"), Picture(b"\2")]
+
+
+def test_sound_that_fits_into_no_message_is_not_gathered() -> None:
+    chunk = MediaChunk(0, 0, bytes(MAX_ECHOED_BYTES // 2), False)
+    sound = user("u", ClipStart(ClipKind.SOUND, 0), chunk, chunk)
+    assert len(sound.sound or b"") == MAX_ECHOED_BYTES
+    sound.pieces.append(MediaChunk(2, 0, bytes(2), True))
+    assert sound.sound is None
 
 
 def test_sound_comes_back_whole_if_it_is_one_clip() -> None:
