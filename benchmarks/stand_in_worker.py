@@ -1,6 +1,6 @@
 """A worker without a model: it speaks the packets and answers every turn with the same words and the same sound.
 
-    python benchmarks/stand_in_worker.py SOCKET [--fault exit|silent|stuck|late] [--sound-seconds 1.0] [--lanes 64]
+    python benchmarks/stand_in_worker.py SOCKET [--fault exit|silent|stuck|late|odd] [--sound-seconds 1.0] [--lanes 64]
 
 What the gateway costs can be measured with it, and how it takes a worker's faults, without waiting for one to load.
 """
@@ -8,6 +8,7 @@ What the gateway costs can be measured with it, and how it takes a worker's faul
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import sys
 import threading
@@ -61,11 +62,20 @@ class StandIn:
     """Commands in, replies out; sound as fast as it can or, paced, as fast as it is heard."""
 
     def __init__(
-        self, link_of: list[ThreadedLink[Command]], sound_samples: int, pace: float
+        self,
+        link_of: list[ThreadedLink[Command]],
+        sound_samples: int,
+        pace: float,
+        words: tuple[str, ...] = WORDS,
+        *,
+        is_odd: bool = False,
     ) -> None:
+        """`is_odd`: from the second reply of a session on, sound comes in bytes that are no samples."""
         self._link_of = link_of
         self._sound_samples = sound_samples
         self._pace = pace
+        self._words = words
+        self._is_odd = is_odd
         self._inbox: deque[Command] = deque()
         self._changed = threading.Condition()
         self._replies: dict[tuple[str, int], Reply] = {}
@@ -118,7 +128,7 @@ class StandIn:
                 for key in [k for k in self._replies if k[0] == command.session_id]:
                     del self._replies[key]
             case CommitTurn():
-                for word in WORDS:
+                for word in self._words:
                     self._send(TextDelta(command.session_id, command.turn_id, word))
                 reply = Reply(command.session_id, command.turn_id)
                 if command.options.speech:
@@ -145,6 +155,8 @@ class StandIn:
     def _speak(self, reply: Reply) -> None:
         num_samples = min(DELTA_SAMPLES, self._sound_samples - reply.start_sample)
         pcm = (b"\x10\x00\xf0\xff" * (num_samples // 2 + 1))[: 2 * num_samples]
+        if self._is_odd and reply.turn_id:
+            pcm += b"\0"
         if num_samples:
             self._send(AudioDelta(reply.session_id, reply.turn_id, reply.start_sample, pcm))
         reply.start_sample += num_samples
@@ -182,7 +194,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("socket", type=Path)
     parser.add_argument("--model", default="stand-in")
-    parser.add_argument("--fault", choices=("", "exit", "silent", "stuck", "late"), default="")
+    parser.add_argument(
+        "--fault", choices=("", "exit", "silent", "stuck", "late", "odd"), default=""
+    )
+    parser.add_argument("--words", default=",".join(WORDS), help="of every reply, with commas")
     parser.add_argument("--sound-seconds", type=float, default=1.0)
     parser.add_argument("--pace", type=float, default=0.0, help="times real time; 0: at once")
     parser.add_argument("--lanes", type=int, default=64)
@@ -191,7 +206,14 @@ def main() -> int:
     if args.fault == "exit":
         return os.EX_SOFTWARE
     link_of: list[ThreadedLink[Command]] = []
-    worker = StandIn(link_of, round(24_000 * args.sound_seconds), args.pace)
+    faulthandler.enable()  # it is asked for its stacks before it is ended
+    worker = StandIn(
+        link_of,
+        round(24_000 * args.sound_seconds),
+        args.pace,
+        tuple(args.words.split(",")),
+        is_odd=args.fault == "odd",
+    )
     link = ThreadedLink(dial(args.socket), decode_command, worker.receive, worker.ended)
     link_of.append(link)
     link.start()

@@ -12,6 +12,7 @@ import os
 import queue
 import sys
 import threading
+import traceback
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO, TypedDict
@@ -81,8 +82,18 @@ class JsonLines(logging.Formatter):
         fields = getattr(record, FIELDS, {})
         line.update((k, v) for k, v in fields.items() if k in ALLOWED)
         if record.exc_info:
-            line["trace"] = self.formatException(record.exc_info)
+            line["trace"] = _whence(record.exc_info[1])
         return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def _whence(error: BaseException | None) -> str:
+    """Types and places of an exception, the innermost cause first. Messages may quote what somebody said: left out."""
+    if error is None:
+        return ""
+    inner = list(error.exceptions) if isinstance(error, BaseExceptionGroup) else []
+    before = [error.__cause__ or error.__context__, *inner]
+    place = "".join(traceback.format_tb(error.__traceback__))
+    return "".join(map(_whence, before)) + f"{place}{type(error).__qualname__}\n"
 
 
 class QueuedLines(logging.Handler):

@@ -5,21 +5,28 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
+import signal
+import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.e2e.house import STAND_IN, House
+from tests.server.media.files import picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+    from tests.e2e.house import Caller
 
 KEY = "marked-key-5e1f"
 SIGNING_KEY = "marked-signing-77aa"
 WORDS = "marked words that somebody said"
 INSTRUCTIONS = "marked instructions"
+REPLY = "marked words of a reply"
+PICTURE = "marked comment of a picture"
 
 
 @pytest.fixture(scope="module")
@@ -244,10 +251,26 @@ def test_f31_guessing_is_slowed_down(locked: House) -> None:
     assert locked.http("/v1/models", headers={"api-key": "guess"})[0] == 429
 
 
-def test_f32_no_secret_is_in_any_log_or_figure(tmp_path: Path) -> None:
+def marked_jpeg() -> bytes:
+    """A picture that goes as it is, its mark in a comment."""
+    plain, comment = picture("JPEG"), PICTURE.encode()
+    return plain[:2] + b"\xff\xfe" + struct.pack(">H", 2 + len(comment)) + comment + plain[2:]
+
+
+def traces_of(mark: str) -> set[str]:
+    """A mark as it may stand somewhere: plain, or within base64 however it is aligned."""
+    shifted = (base64.b64encode(bytes(n) + mark.encode()).decode()[4:-4] for n in range(3))
+    return {mark, *shifted}
+
+
+def codes_heard(caller: Caller) -> set[str]:
+    return {event["error"]["code"] for event in caller.heard if event["type"] == "error"}
+
+
+def test_f32_no_secret_is_in_any_log_figure_or_stack() -> None:
     sound = (WORDS * 40).encode()[:1600]
-    marks = [KEY, SIGNING_KEY, WORDS, INSTRUCTIONS, base64.b64encode(sound).decode()[:40], "ek_"]
     house = House(
+        ["--words", REPLY, "--fault", "odd", "--pace", "20"],
         worker_command=STAND_IN,
         model="stand-in",
         api_keys=f"ana={KEY}",
@@ -256,29 +279,64 @@ def test_f32_no_secret_is_in_any_log_or_figure(tmp_path: Path) -> None:
         log_level="DEBUG",
     )
 
-    async def scene() -> None:
+    async def say_everything(caller: Caller) -> None:
+        await caller.configure(instructions=INSTRUCTIONS)
+        await caller.append(sound)
+        await caller.socket.send(b'{"type":"input_image_buffer.append"}\n' + sound)
+        await caller.socket.send(b'{"type":"input_image_buffer.append"}\n' + marked_jpeg())
+        head = b'{"type":"input_video_buffer.append","format":"video/webm","last":true}'
+        film = head + b"\n\x1a\x45\xdf\xa3" + sound
+        await caller.socket.send(film)
+        await caller.socket.send('{"type": "response.create", "' + WORDS + '": ')
+        await caller.send("session.update", session={"type": WORDS})
+        await caller.send(WORDS)
+        await caller.send("conversation.item.delete", item_id=WORDS)
+        await caller.ask(WORDS)
+        assert caller.text_heard() == REPLY
+        while "media_decode_error" not in (errors := codes_heard(caller)):
+            await caller.next()
+        assert {"invalid_image", "invalid_json"} <= errors
+
+    async def fail_within(caller: Caller) -> None:
+        """The second reply cannot be handled: the session ends, and a trace is written."""
+        await caller.type(WORDS)
+        await caller.send("response.create")
+        with pytest.raises(ConnectionClosed):
+            await caller.until("response.done")
+        assert caller.socket.close_code == 1011
+
+    async def outlive_the_worker(caller: Caller) -> None:
+        await caller.type(WORDS)
+        await caller.send("response.create")
+        await caller.until("response.output_audio.delta")
+        os.kill(house.worker_pid, signal.SIGABRT)  # as the supervisor does: it writes its stacks
+        assert (await caller.until("response.done"))["response"]["status"] == "failed"
+
+    async def scene(secret: str) -> None:
         async with house.call(f"?api-key={KEY}", origin=None) as caller:
-            await caller.configure(instructions=INSTRUCTIONS)
-            await caller.append(sound)
-            await caller.socket.send(b'{"type":"input_image_buffer.append"}\n' + sound)
-            await caller.socket.send('{"type": "response.create", "' + WORDS + '": ')
-            await caller.send("session.update", session={"type": WORDS})
-            await caller.send(WORDS)
-            await caller.send("conversation.item.delete", item_id=WORDS)
-            await caller.ask(WORDS)
+            await say_everything(caller)
+            await fail_within(caller)
+        protocols = ["realtime", f"openai-insecure-api-key.{secret}"]
+        async with house.call(subprotocols=protocols) as caller:
+            await outlive_the_worker(caller)
 
     try:
         house.wait_ready()
-        asyncio.run(scene())
         headers = {"Authorization": f"Bearer {KEY}"}
-        status, body, _ = house.http("/v1/realtime/client_secrets", {}, headers)
+        wanted = {"session": {"type": "realtime", "instructions": INSTRUCTIONS}}
+        status, body, _ = house.http("/v1/realtime/client_secrets", wanted, headers)
         assert status == 200
-        marks.append(json.loads(body)["value"])
+        secret = json.loads(body)["value"]
+        asyncio.run(scene(secret))
         knock(house, **bearer(f"{KEY}-wrong"))
+        knock(house, **bearer(f"{secret}-wrong"))
         knock(house, origin="null", **bearer(KEY))
         figures = house.http("/metrics")[1]
+        assert house.figure("parley_session_faults_total") == 1
     finally:
         house.close()
     written = house.text + figures
-    assert '"session opened"' in written and "parley_sessions" in figures
-    assert [mark for mark in marks if mark in written] == []
+    told = ['"session opened"', '"session fault"', '"trace"', "Fatal Python error: Aborted"]
+    assert [phrase for phrase in told if phrase not in written] == []
+    marks = [KEY, SIGNING_KEY, WORDS, INSTRUCTIONS, REPLY, PICTURE, "ek_", *secret[3:].split(".")]
+    assert [x for mark in marks for x in traces_of(mark) if x and x in written] == []

@@ -76,10 +76,17 @@ def test_while_it_lasts_it_is_the_only_handler_and_quiets_those_who_tell_too_muc
         logging.getLogger("uvicorn.error").info("GET /v1/realtime?api-key=marked")
         logging.getLogger("websockets").debug("< TEXT marked")
         try:
-            raise ValueError("why")
-        except ValueError:
+            try:
+                _ = {}["what somebody said"]  # type: ignore[var-annotated]
+            except KeyError as error:
+                raise ExceptionGroup("said", [ValueError("what somebody said")]) from error
+        except ExceptionGroup:
             say(logging.getLogger("server.x"), "fault", logging.ERROR, has_trace=True, code=1011)
     assert (root.handlers[:], root.level) == before
     (line,) = stream.getvalue().splitlines()
     assert json.loads(line)["code"] == 1011
-    assert "ValueError: why" in json.loads(line)["trace"]
+    trace = json.loads(line)["trace"]
+    assert [x for x in trace.splitlines() if not x.startswith(" ")] == [
+        "KeyError", "ValueError", "ExceptionGroup",
+    ]  # fmt: skip
+    assert f'File "{__file__}"' in trace
