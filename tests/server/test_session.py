@@ -258,6 +258,7 @@ def test_a_turn_that_never_ends_is_ended_and_goes_on_as_the_next() -> None:
 def test_a_buffer_nobody_commits_does_not_grow_for_ever() -> None:
     call = Call(limits=Limits(turn_ms=2_000))
     assert call.send(MANUAL, sound(3)) == ["SessionUpdated", "Error input_audio_buffer_too_large -"]
+    assert call.send(InputAudioCommit()) == ["Error input_audio_buffer_commit_empty -"]  # all of it
     assert call.send(sound(1), InputAudioCommit())[0] == "InputCommitted None item_2"
 
 
