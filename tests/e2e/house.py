@@ -221,6 +221,11 @@ class Caller:
         await self.send("session.update", session={"type": "realtime", **members})
         return await self.until("session.updated")
 
+    async def speak(self, pcm: bytes) -> None:
+        """Append sound in pieces of 100 ms at 16 kHz, as fast as it goes."""
+        for start in range(0, len(pcm), 3200):
+            await self.append(pcm[start : start + 3200])
+
     async def type(self, text: str) -> None:
         """Say something in writing."""
         content = [{"type": "input_text", "text": text}]
@@ -241,6 +246,18 @@ class Caller:
     def sound_heard(self) -> bytes:
         kind = "response.output_audio.delta"
         return b"".join(base64.b64decode(e["delta"]) for e in self.heard if e["type"] == kind)
+
+
+def stale_events(heard: Sequence[Event]) -> list[str]:
+    """What came of a response after its `response.done`."""
+    ended: set[str] = set()
+    stale = []
+    for event in heard:
+        if event.get("response_id") in ended:
+            stale.append(event["type"])
+        if event["type"] == "response.done":
+            ended.add(event["response"]["id"])
+    return stale
 
 
 def is_alive(pid: int) -> bool:

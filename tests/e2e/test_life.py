@@ -14,7 +14,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from streaming.pcm import read_wav
-from tests.e2e.house import STAND_IN, House, is_alive
+from tests.e2e.house import STAND_IN, House, is_alive, stale_events
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -156,6 +156,36 @@ def test_f25_nobody_is_cut_off_by_a_request_to_end() -> None:
         asyncio.run(scene(house))
         assert house.process.wait(10) == 0
         assert not is_alive(worker)
+
+
+def test_f33_fifty_interruptions_by_speech_leave_nothing_stale() -> None:
+    async def scene(house: House) -> None:
+        pcm, _ = read_wav(VOICE.read_bytes())
+        said = pcm[:25_600] + bytes(25_600)  # 0.8 s each
+        async with house.call() as caller:
+            await caller.configure(
+                audio={"input": {"format": {"type": "audio/pcm", "rate": 16_000}}}
+            )
+            begun = time.monotonic()
+            for _ in range(51):
+                await caller.speak(said)
+                await caller.until("response.created")
+                await caller.until("response.output_audio.delta")
+            assert time.monotonic() - begun < 40
+            await caller.send("response.cancel")
+            await caller.until("response.done")
+        done = [e["response"] for e in caller.heard if e["type"] == "response.done"]
+        reasons = [response["status_details"]["reason"] for response in done]
+        assert reasons == ["turn_detected"] * 50 + ["client_cancelled"]
+        assert stale_events(caller.heard) == []
+
+    with starting("--sound-seconds", "100", "--pace", "1") as house:
+        house.wait_ready()
+        house.wait_until(lambda: house.figure("parley_decoders_idle") == 2)
+        tasks = house.figure("parley_tasks")
+        asyncio.run(scene(house))
+        house.wait_until(lambda: house.figure("parley_tasks") == tasks, 5)
+        assert house.figure("parley_session_faults_total") == 0
 
 
 def test_f26_asked_twice_it_hurries() -> None:
