@@ -110,6 +110,8 @@ class Admission:
         self._of_address = Buckets(each, max(1.0, each * BURST_S))
         failed = config.failed_keys_per_minute
         self._failed_keys = Buckets(failed / 60, failed)
+        self._refused_pages = Buckets(failed / 60, failed)
+        """Apart from the keys: a stranger's page must not lock out who else is at the address of its visitor."""
         self._by_address: Counter[str] = Counter()
         self._by_principal: Counter[str] = Counter()
         self.num_taken = 0
@@ -166,8 +168,12 @@ class Admission:
         self._failed_keys.of(address).spend(now_ms, 1)
 
     def may_explain(self, address: str, now_ms: int) -> bool:
-        """Whether a refused page is worth an upgrade to be told why; it costs like a failed key."""
+        """Whether a wrong key over HTTP is worth more than a 429; counts as a failed key."""
         return self._failed_keys.of(address).take(now_ms)
+
+    def may_explain_page(self, address: str, now_ms: int) -> bool:
+        """Whether a refused page is worth an upgrade to be told why; as often as keys may fail."""
+        return self._refused_pages.of(address).take(now_ms)
 
 
 def _is_reached(count: int, limit: int | None) -> bool:

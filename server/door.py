@@ -227,7 +227,7 @@ class Door:
         gateway.metrics.refusals.labels("origin_refused").inc()
         origin = caller.headers.get("origin", "")[:MAX_LOGGED]
         say(log, "page refused", logging.WARNING, address=caller.address, origin=origin)
-        if not gateway.admission.may_explain(caller.address, now_ms()):
+        if not gateway.admission.may_explain_page(caller.address, now_ms()):
             await send_denial(
                 channel.send, Refusal(403, "origin_refused", "This page may not connect.")
             )

@@ -116,12 +116,16 @@ class House:
         return int(lines[-1]["pid"])
 
     def http(
-        self, path: str, body: object = None, headers: dict[str, str] | None = None
+        self,
+        path: str,
+        body: object = None,
+        headers: dict[str, str] | None = None,
+        method: str | None = None,
     ) -> tuple[int, str, dict[str, str]]:
         """Return status, body and headers of a request."""
         data = None if body is None else json.dumps(body).encode()
         url = f"http://127.0.0.1:{self.port}{path}"
-        request = urllib.request.Request(url, data, headers or {})
+        request = urllib.request.Request(url, data, headers or {}, method=method)
         try:
             with urllib.request.urlopen(request, timeout=STEP_LIMIT_S) as answer:
                 return answer.status, answer.read().decode(), dict(answer.headers)

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import struct
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.server.media.files import picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.e2e.house import Caller
 
@@ -25,6 +27,8 @@ KEY = "marked-key-5e1f"
 SIGNING_KEY = "marked-signing-77aa"
 WORDS = "marked words that somebody said"
 INSTRUCTIONS = "marked instructions"
+CORS_HEADERS = {"headers": "authorization, api-key, content-type", "methods": "GET, POST"}
+CORS = ("origin", *CORS_HEADERS)
 REPLY = "marked words of a reply"
 PICTURE = "marked comment of a picture"
 
@@ -249,6 +253,144 @@ def test_f31_guessing_is_slowed_down(locked: House) -> None:
     told = [knock(locked, **bearer(f"guess-{n}")) for n in range(40)]
     assert told[-1] == ("", 429)
     assert locked.http("/v1/models", headers={"api-key": "guess"})[0] == 429
+
+
+def write_keys(file: Path, *names: str) -> None:
+    file.write_text("".join(f"{name}=key-of-{name}\n" for name in names))
+
+
+@pytest.fixture(scope="module")
+def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("keys") / "keys"
+    write_keys(file, "ana", "bo")
+    return file
+
+
+@pytest.fixture(scope="module")
+def strict(keys_file: Path) -> Iterator[House]:
+    """Behind a proxy on this machine, with small limits."""
+    made = House(
+        worker_command=STAND_IN,
+        model="stand-in",
+        api_keys_file=keys_file,
+        origins="https://good.example.com",
+        trusted_proxies="127.0.0.1",
+        strict_model_names=True,
+        sessions_per_address=2,
+        sessions_per_key=3,
+        failed_keys_per_minute=3,
+    )
+    try:
+        yield made.wait_ready()
+    finally:
+        made.close()
+
+
+def seen(name: str, address: str) -> dict[str, Any]:
+    """A caller as the proxy tells of him. Every test has its own addresses."""
+    headers = {"Authorization": f"Bearer key-of-{name}", "X-Forwarded-For": address}
+    return {"additional_headers": headers}
+
+
+@pytest.mark.parametrize(
+    ("inside", "refused", "admitted"),
+    [
+        # Two of one address; two more would be too many of the key, too.
+        ([("ana", "192.0.2.1")] * 2, ("bo", "192.0.2.1"), ("bo", "192.0.2.2")),
+        (
+            [("bo", f"192.0.2.{n}") for n in (11, 12, 13)],
+            ("bo", "192.0.2.14"),
+            ("ana", "192.0.2.14"),
+        ),
+    ],
+)
+def test_sessions_of_an_address_and_of_a_key_are_counted(
+    strict: House,
+    inside: list[tuple[str, str]],
+    refused: tuple[str, str],
+    admitted: tuple[str, str],
+) -> None:
+    strict.wait_until(lambda: strict.figure("parley_sessions") == 0)
+
+    async def scene() -> None:
+        async with AsyncExitStack() as stack:
+            for name, address in inside:
+                caller = await stack.enter_async_context(strict.call(**seen(name, address)))
+                await caller.until("session.created")
+            assert await asyncio.to_thread(knock, strict, **seen(*refused)) == ("", 429)
+            told = await asyncio.to_thread(knock, strict, **seen(*admitted))
+            assert told == ("session.created", 0)
+
+    asyncio.run(scene())
+    strict.wait_until(lambda: strict.figure("parley_sessions") == 0)
+    assert knock(strict, **seen(*refused)) == ("session.created", 0)
+
+
+def test_only_a_trusted_proxy_says_who_calls(strict: House, locked: House) -> None:
+    forwarded = bearer(KEY)["additional_headers"] | {"X-Forwarded-For": "192.0.2.99"}
+    assert knock(locked, additional_headers=forwarded) == ("session.created", 0)
+    assert knock(strict, **seen("ana", "192.0.2.21")) == ("session.created", 0)
+    strict.wait_for_line(r'"session opened".*"address": "192\.0\.2\.21"', 5)
+    assert "192.0.2.99" not in locked.text
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("?model=other", ("model_not_found", 4000)),
+        ("?model=stand-in", ("session.created", 0)),
+        ("", ("session.created", 0)),
+    ],
+)
+def test_strict_model_names(strict: House, query: str, told: tuple[str, int]) -> None:
+    assert knock(strict, query, **seen("ana", "192.0.2.31")) == told
+
+
+def test_f31_a_page_that_keeps_trying_is_refused_cheaply_and_locks_nobody_out(
+    strict: House,
+) -> None:
+    page = seen("ana", "192.0.2.41") | {"origin": "https://evil.example.com"}
+    told = [knock(strict, **page) for _ in range(5)]
+    assert told == [("origin_refused", 1008)] * 3 + [("", 403)] * 2
+    assert knock(strict, **seen("ana", "192.0.2.41")) == ("session.created", 0)
+
+
+@pytest.mark.parametrize(
+    ("origin", "may_read"),
+    [("https://good.example.com", True), ("https://evil.example.com", False)],
+)
+def test_pages_of_configured_origins_may_ask_for_secrets(
+    strict: House, origin: str, may_read: bool
+) -> None:
+    path, named = "/v1/realtime/client_secrets", {"Origin": origin}
+    with_key = named | {"Authorization": "Bearer key-of-ana", "X-Forwarded-For": "192.0.2.51"}
+    asked = strict.http(path, headers=named, method="OPTIONS")
+    made = strict.http(path, {}, with_key)
+    assert (asked[0], made[0]) == (204, 200)
+    for _, _, headers in (asked, made):
+        allowed = {name: headers.get(f"access-control-allow-{name}") for name in CORS}
+        assert allowed == ({"origin": origin} | CORS_HEADERS if may_read else dict.fromkeys(CORS))
+        assert headers["vary"] == "origin"
+
+
+def test_f31_a_withdrawn_key_ends_its_sessions_and_no_other(strict: House, keys_file: Path) -> None:
+    async def scene() -> None:
+        ana, bo = seen("ana", "192.0.2.61"), seen("bo", "192.0.2.62")
+        async with strict.call(**ana) as stays, strict.call(**bo) as leaves:
+            await leaves.until("session.created")
+            write_keys(keys_file, "ana")
+            with pytest.raises(ConnectionClosed):
+                await leaves.until(
+                    "response.done"
+                )  # which never comes; the file is read every 15 s
+            closed = leaves.socket.close_code, leaves.socket.close_reason
+            assert closed == (3000, "invalid_request_error.invalid_api_key")
+            assert (await stays.ask("Still there?"))["status"] == "completed"
+        told = await asyncio.to_thread(knock, strict, **bo)
+        assert told == ("invalid_api_key", 3000)
+        write_keys(keys_file, "ana", "bo")
+
+    asyncio.run(scene())
 
 
 def marked_jpeg() -> bytes:

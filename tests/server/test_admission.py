@@ -62,6 +62,13 @@ def test_wrong_keys_close_the_door_for_that_address_alone() -> None:
     assert door.knock("a", 30_000) is None
 
 
+def test_a_refused_page_costs_its_address_no_key() -> None:
+    door = admission(failed_keys_per_minute=2)
+    assert [door.may_explain_page("a", 0) for _ in range(3)] == [True, True, False]
+    assert door.may_explain_page("b", 0) and door.may_explain_page("a", 30_000)
+    assert door.knock("a", 0) is None
+
+
 def test_places_end() -> None:
     door = admission(sessions_per_address=2, sessions_per_key=3)
     assert door.enter("a", "k") == Place("a", "k")
