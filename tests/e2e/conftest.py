@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def house() -> Iterator[House]:
     """A gateway with a worker that needs no model."""
     made = House(
-        ["--sound-seconds", "1"],
+        ["--sound-seconds", "1", "--pace", "4"],
         worker_command=STAND_IN,
         model="stand-in",
         header_limit_s=3,

@@ -11,11 +11,13 @@ import signal
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
+from benchmarks.stand_in_worker import sound_of
 from server.connection import SHORTEST_CHARGED_BYTES
 from tests.e2e.house import STAND_IN, House
 from tests.e2e.wire import BINARY, CLOSE, PING, PONG, TEXT, RawSocket, frame
@@ -61,8 +63,39 @@ async def talk_once(house: House) -> float:
     async with house.call() as caller:
         response = await caller.ask("Hello")
         assert response["status"] == "completed"
-        assert len(caller.sound_heard()) == len(SECOND)
+        assert caller.sound_heard() == sound_of(0, 24_000)
     return time.monotonic() - begun
+
+
+@contextlib.contextmanager
+def talkers(house: House, num: int = 2) -> Iterator[None]:
+    """Others hold conversations meanwhile, turn after turn; every reply has all of its sound, in order."""
+    is_over = threading.Event()
+
+    async def talk() -> None:
+        async with house.call() as caller:
+            while not is_over.is_set():
+                caller.heard.clear()
+                assert (await caller.ask("Hello"))["status"] == "completed"
+                assert caller.sound_heard() == sound_of(0, 24_000)
+
+    async def talk_all() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(num):
+                tasks.create_task(talk())
+
+    said = house.figure("parley_replies_total")
+    with ThreadPoolExecutor(1) as thread:
+        talking = thread.submit(lambda: asyncio.run(talk_all()))
+        try:
+            house.wait_until(lambda: talking.done() or house.figure("parley_sessions") >= num)
+            yield
+            house.wait_until(
+                lambda: talking.done() or house.figure("parley_replies_total") >= said + num
+            )
+        finally:
+            is_over.set()
+        talking.result()
 
 
 def test_f6_clients_that_vanish_in_mid_append_leave_nothing(house: House) -> None:
@@ -83,7 +116,8 @@ def test_f6_clients_that_vanish_in_mid_append_leave_nothing(house: House) -> Non
         for cut in range(50):
             await vanish(cut)
 
-    asyncio.run(scene())
+    with talkers(house):
+        asyncio.run(scene())
     house.wait_until(lambda: level(house) == before, 2)
     assert house.figure("parley_session_faults_total") == 0
 
@@ -105,6 +139,8 @@ async def hear_some(house: House) -> None:
         await caller.send("response.create")
         for _ in range(20):
             await caller.until("response.output_audio.delta")
+        sound = caller.sound_heard()
+        assert sound == sound_of(0, len(sound) // 2)
 
 
 def ask_for_a_long_reply(slow: RawSocket) -> None:
@@ -199,9 +235,9 @@ def test_f9_a_flood_of_short_messages_starves_nobody(house: House, message: str)
         flood = frame(TEXT, message.encode()) * sent
         flooder = threading.Thread(target=flooding.socket.sendall, args=(flood,))
         begun, before = time.monotonic(), house.figure("parley_received_events_total")
-        flooder.start()
-        while time.monotonic() < begun + 1:
-            asyncio.run(talk_once(house))
+        with talkers(house):
+            flooder.start()
+            time.sleep(1)
         received = house.figure("parley_received_events_total") - before
         passed_s = time.monotonic() - begun
         flooder.join()
@@ -241,7 +277,8 @@ def test_f10_nonsense_is_named_and_the_session_lives(house: House) -> None:
             assert (await caller.until("error"))["error"]["code"] == "invalid_binary_frame"
             assert (await caller.ask("Still there?"))["status"] == "completed"
 
-    asyncio.run(scene())
+    with talkers(house):
+        asyncio.run(scene())
     assert house.figure("parley_session_faults_total") == 0
 
 
@@ -290,7 +327,7 @@ def test_f12_what_is_no_websocket_is_closed_by_the_book(
 
 
 def test_f13_many_fragments_are_one_message(house: House) -> None:
-    with RawSocket(house.port) as liar:
+    with talkers(house), RawSocket(house.port) as liar:
         piece = frame(0, bytes(MIB // 4), is_final=False)
         with contextlib.suppress(OSError):
             liar.send(frame(BINARY, b"x", is_final=False))
