@@ -1,5 +1,6 @@
 // @ts-check
 /** The camera: a preview, JPEG frames twice a second or recorder clips, and pictures that a person drops. */
+import { openDevice } from "./mic.js";
 
 const FRAME_EVERY_MS = 500;
 const FRAME_SIDE = 640;
@@ -41,14 +42,13 @@ export class Camera {
    */
   async open({ deviceId = "", facing = "user", clips = false }) {
     if (!navigator.mediaDevices) throw new DOMException("needs https", "SecurityError");
-    const stream = await navigator.mediaDevices.getUserMedia({
-      video: {
-        width: { ideal: 640 },
-        height: { ideal: 480 },
-        frameRate: { ideal: 15 },
-        ...(deviceId ? { deviceId: { ideal: deviceId } } : { facingMode: { ideal: facing } }),
-      },
-    });
+    const wanted = {
+      width: { ideal: 640 },
+      height: { ideal: 480 },
+      frameRate: { ideal: 15 },
+      ...(!deviceId && { facingMode: { ideal: facing } }),
+    };
+    const stream = await openDevice("video", wanted, deviceId);
     this.close();
     this.stream = stream;
     const [track] = stream.getVideoTracks();

@@ -34,15 +34,8 @@ export class Microphone {
   /** Asks for the microphone; a device that is gone gives way to another. @param {string} deviceId "" for the default */
   async open(deviceId) {
     if (!navigator.mediaDevices) throw new DOMException("needs https", "SecurityError");
-    const stream = await navigator.mediaDevices.getUserMedia({
-      audio: {
-        echoCancellation: true,
-        noiseSuppression: true,
-        autoGainControl: true,
-        channelCount: 1,
-        ...(deviceId && { deviceId: { ideal: deviceId } }),
-      },
-    });
+    const wanted = { echoCancellation: true, noiseSuppression: true, autoGainControl: true, channelCount: 1 };
+    const stream = await openDevice("audio", wanted, deviceId);
     this.close();
     this.stream = stream;
     const [track] = stream.getAudioTracks();
@@ -89,6 +82,19 @@ export class Microphone {
     if (level > LOUD) this.loudAt = performance.now();
     this.on.frame(pcm, level);
   }
+}
+
+/**
+ * A device that is gone gives way to another. `ideal` says the same in one word, but Chromium 156 then always opens the first.
+ * @param {"audio" | "video"} kind @param {MediaTrackConstraints} wanted @param {string} deviceId "" for the default
+ */
+export async function openDevice(kind, wanted, deviceId) {
+  const open = (/** @type {MediaTrackConstraints} */ track) => navigator.mediaDevices.getUserMedia({ [kind]: track });
+  if (!deviceId) return open(wanted);
+  return open({ ...wanted, deviceId: { exact: deviceId } }).catch((error) => {
+    if (error.name !== "OverconstrainedError") throw error;
+    return open(wanted);
+  });
 }
 
 /** The devices a person can choose from; labels are blank until permission. @param {MediaDeviceKind} kind */

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from tests.demo.browser import GRANTED, Visitor, chromium
 from tests.demo.peer import RATE_IN, RATE_OUT
 from tests.demo.sound import match
 from tests.demo.speech import say
@@ -19,7 +20,8 @@ from tests.demo.speech import say
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.demo.browser import Visitor
+    from playwright.sync_api import Playwright
+
     from tests.demo.peer import Peer
 
 pytestmark = pytest.mark.slow
@@ -352,6 +354,57 @@ def test_everything_by_keyboard(visit: Callable[..., Visitor], peer: Peer) -> No
     def tab_to(testid: str) -> None:
         for _ in range(30):
             keys.press("Tab")
+def test_other_devices_can_be_chosen(driver: Playwright, peer: Peer) -> None:
+    two = "--use-fake-device-for-media-stream=device-count=2"
+    with chromium(driver, GRANTED, two) as browser:
+        context = browser.new_context()
+        context.add_init_script(
+            "addEventListener('DOMContentLoaded', () => (lab.useDevice = true))"
+        )
+        visitor = Visitor(context, peer.url)
+
+        def opened(kind: str) -> list[tuple[str, str]]:
+            """State and device of each that was opened."""
+            tracks = f"lab.tracks.filter((t) => t.kind === '{kind}')"
+            script = f"{tracks}.map((t) => [t.readyState, t.getSettings().deviceId])"
+            return [(state, device) for state, device in visitor.page.evaluate(script)]
+
+        visitor.start()
+        visitor.at("camera").click()
+        visitor.until(lambda: visitor.at("flip").is_visible())
+        for kind, testid in (("audio", "mic-device"), ("video", "camera-device")):
+            ((_, first),) = opened(kind)
+            choice = visitor.at(testid)
+            visitor.at("settings").click()
+            other = choice.locator("option").last.get_attribute("value")
+            assert other != first
+            choice.select_option(other)
+            visitor.at("close-settings").click()
+            visitor.until(lambda kind=kind: len(opened(kind)) == 2)
+            assert [state for state, _ in opened(kind)] == ["ended", "live"]
+            assert opened(kind)[-1][1] == choice.input_value() == other
+        visitor.at("flip").click()
+        visitor.until(lambda: opened("video")[-1] == ("live", first))
+        num_jpegs, num_frames = len(peer.last.jpegs), visitor.figure("frames_up")
+        visitor.until(lambda: len(peer.last.jpegs) > num_jpegs)
+        visitor.until(lambda: visitor.figure("frames_up") > num_frames)
+
+
+def test_a_device_that_is_gone_gives_way_to_another(
+    visit: Callable[..., Visitor], peer: Peer
+) -> None:
+    visitor = visit()
+    visitor.page.evaluate(
+        """localStorage.setItem("parley", JSON.stringify({ mic: "gone", camera: "gone" }))"""
+    )
+    visitor.page.reload()
+    visitor.start()
+    visitor.at("camera").click()
+    visitor.until(lambda: peer.last.jpegs)
+    assert visitor.figure("frames_up") > 0
+    assert visitor.at("error").text_content() == ""
+
+
             if visitor.page.evaluate("document.activeElement?.dataset?.testid") == testid:
                 return
         raise AssertionError(f"{testid} cannot be reached")
