@@ -487,9 +487,10 @@ async function forget() {
 
 function showFigures() {
   const ms = (/** @type {number} */ value) => `${Math.round(value)} ms`;
-  const { endpoint, making, starting } = turns.figures;
+  const { endpoint, wording, making, starting } = turns.figures;
   const shown = {
     "End of speech noticed after": ms(endpoint),
+    "First text after": ms(wording),
     "First sound sent after": ms(making),
     "Played after": ms(starting),
     "Sound waiting": ms(call?.player?.bufferedMs ?? 0),

@@ -44,8 +44,16 @@ export class Turns {
     this.shown = "";
     this.numEarlyCuts = 0;
     /** When the turn's events happened, by `performance.now()`; 0: not yet. */
-    this.marks = { end: 0, stopped: 0, delta: 0 };
-    this.figures = { ttfa: /** @type {number | null} */ (null), endpoint: 0, making: 0, starting: 0, flushes: 0, heard: 0 };
+    this.marks = { end: 0, stopped: 0, text: 0, delta: 0 };
+    this.figures = {
+      ttfa: /** @type {number | null} */ (null),
+      endpoint: 0,
+      wording: 0,
+      making: 0,
+      starting: 0,
+      flushes: 0,
+      heard: 0,
+    };
     /** @type {Record<string, (event: Event) => void>} what the server says about turns */
     this.on = {
       "input_audio_buffer.speech_started": () => {
@@ -80,7 +88,7 @@ export class Turns {
 
   /** The person has finished. @param {number} endedAt when they fell silent */
   asked(endedAt) {
-    this.marks = { end: endedAt, stopped: performance.now(), delta: 0 };
+    this.marks = { end: endedAt, stopped: performance.now(), text: 0, delta: 0 };
     this.refuseNext = false;
     this.stage.view.clearChips();
     this.stage.move("ask");
@@ -141,8 +149,17 @@ export class Turns {
   answered({ response_id, item_id, delta }, isRead = false) {
     const answer = this.answers.get(item_id);
     if (response_id !== this.wanted || !answer) return;
+    this.markText();
     answer.turn.text += delta;
     if (isRead || item_id === this.shown) this.caption(item_id, isRead ? Infinity : answer.playedMs);
+  }
+
+  /** @private Shown even if no sound follows, as on a page that is read; a greeting answers nothing. */
+  markText() {
+    const { stopped, text } = this.marks;
+    if (!stopped || text) return;
+    this.marks.text = performance.now();
+    this.figures.wording = this.marks.text - stopped;
   }
 
   /** @param {string} item */

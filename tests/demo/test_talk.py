@@ -71,6 +71,32 @@ def test_one_spoken_turn(visit: Callable[..., Visitor], peer: Peer) -> None:
     assert not visitor.errors
 
 
+def test_where_the_time_goes_is_shown_on_demand(visit: Callable[..., Visitor], peer: Peer) -> None:
+    peer.script.thinking_ms, peer.script.mute_ms = 200, 500
+    visitor = visit()
+    panel = visitor.at("details")
+    assert panel.is_hidden()
+    visitor.choose("show-details")
+    visitor.start()
+    visitor.speak(QUESTION)
+    visitor.wait("speaking")
+    visitor.until(lambda: "Played after0 ms" not in panel.text_content())  # written each second
+    names, values = (panel.locator(tag).all_text_contents() for tag in ("dt", "dd"))
+    shown = dict(zip(names, values, strict=True))
+    assert shown.pop("Underruns") == "0"
+    ms = {name: int(value.removesuffix(" ms")) for name, value in shown.items()}
+    assert 0 < ms.pop("Round trip") < 1000
+    assert ms.pop("Sound waiting") >= 0
+    assert ms["End of speech noticed after"] >= peer.script.silence_ms - 40  # a frame
+    assert ms["First text after"] >= 200
+    # The peer says its first word half a second before its first sound.
+    assert ms["First sound sent after"] - ms.pop("First text after") == pytest.approx(500, abs=150)
+    assert visitor.figure("ttfa_ms") == pytest.approx(sum(ms.values()), abs=80)  # output latency
+    visitor.at("settings").click()
+    visitor.at("show-details").uncheck()
+    assert panel.is_hidden()
+
+
 def test_a_session_is_asked_for_once_and_in_full(visit: Callable[..., Visitor], peer: Peer) -> None:
     visitor = visit()
     visitor.start()
