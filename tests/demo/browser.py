@@ -41,6 +41,10 @@ def chromium(playwright: Playwright, *flags: str) -> Iterator[Browser]:
 class Visitor:
     """A person at the page, with a microphone on cue and an ear at the speakers."""
 
+    patience_s = (
+        60.0  # at most, whatever a wait allows: a page broken on purpose is given up sooner
+    )
+
     def __init__(self, context: BrowserContext, url: str) -> None:
         context.add_init_script(path=INSTRUMENTS)
         self.page: Page = context.new_page()
@@ -50,7 +54,7 @@ class Visitor:
         self.page.on("console", lambda entry: self.console.append(f"{entry.type}: {entry.text}"))
         self.page.on("pageerror", lambda error: self.console.append(f"error: {error}"))
         self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.set_default_timeout(8000)
+        self.page.set_default_timeout(1000 * min(8, self.patience_s))
         self.page.goto(url)
 
     def at(self, testid: str) -> Any:
@@ -84,7 +88,7 @@ class Visitor:
     def until(
         self, condition: Any, seconds: float = 8, complain: Any = lambda: "it never happened"
     ) -> None:
-        limit = time.monotonic() + seconds
+        limit = time.monotonic() + min(seconds, self.patience_s)
         while not condition():
             assert time.monotonic() < limit, complain()
             self.page.wait_for_timeout(15)

@@ -1,6 +1,6 @@
 // A microphone on cue and an ear at the speakers; runs before the page's own code.
 (() => {
-  const lab = (window.lab = { tap: [], tracks: [], errors: [], inputs: [], states: [] });
+  const lab = (window.lab = { asked: 0, tap: [], tracks: [], errors: [], inputs: [], states: [] });
   addEventListener("error", (event) => lab.errors.push(String(event.message)));
   addEventListener("unhandledrejection", (event) => lab.errors.push(String(event.reason)));
 
@@ -24,6 +24,7 @@
   if (navigator.mediaDevices) {
     const real = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
     navigator.mediaDevices.getUserMedia = async (wanted) => {
+      lab.asked++;
       if (lab.refuse?.[wanted.audio ? "audio" : "video"]) throw new DOMException("refused", lab.refuse[wanted.audio ? "audio" : "video"]);
       const stream = await real(wanted);
       if (!wanted.audio || lab.useDevice) {
