@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.house import STAND_IN, House
+from tests.demo.test_page import PHONE
+from tests.e2e.house import House
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -16,13 +19,14 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 log = logging.getLogger(__name__)
+HUMMING = f"{sys.executable},{Path(__file__).with_name('humming_worker.py')}"
 
 
 @pytest.fixture(scope="module")
 def house() -> Iterator[House]:
     made = House(
         ["--sound-seconds", "4", "--pace", "3"],
-        worker_command=STAND_IN, model="stand-in", demo=True, max_sessions=1,
+        worker_command=HUMMING, model="stand-in", demo=True, max_sessions=1,
     )  # fmt: skip
     try:
         yield made.wait_ready()
@@ -31,13 +35,13 @@ def house() -> Iterator[House]:
 
 
 @pytest.fixture
-def enter(visit: Callable[..., Visitor], house: House) -> Callable[[], Visitor]:
+def enter(visit: Callable[..., Visitor], house: House) -> Callable[..., Visitor]:
     # The one place is free again when the previous visitor's context has closed.
     house.wait_until(lambda: house.figure("parley_sessions") == 0)
-    return lambda: visit(f"http://127.0.0.1:{house.port}/")
+    return lambda **options: visit(f"http://127.0.0.1:{house.port}/", **options)
 
 
-def test_the_policy_holds_and_the_page_is_small(enter: Callable[[], Visitor]) -> None:
+def test_the_policy_holds_and_the_page_is_small(enter: Callable[..., Visitor]) -> None:
     visitor = enter()
     visitor.start()
     visitor.at("camera").click()
@@ -47,7 +51,7 @@ def test_the_policy_holds_and_the_page_is_small(enter: Callable[[], Visitor]) ->
     assert visitor.page.evaluate(weigh) < 60_000
 
 
-def test_a_spoken_turn_and_an_interruption(enter: Callable[[], Visitor]) -> None:
+def test_a_spoken_turn_and_an_interruption(enter: Callable[..., Visitor]) -> None:
     visitor = enter()
     visitor.start()
     visitor.speak("What is the sea doing today?")
@@ -71,7 +75,41 @@ def test_a_spoken_turn_and_an_interruption(enter: Callable[[], Visitor]) -> None
     assert visitor.at("error").text_content() == ""
 
 
-def test_push_to_talk_voice_and_clips(enter: Callable[[], Visitor]) -> None:
+def test_a_voice_cuts_in(enter: Callable[..., Visitor]) -> None:
+    visitor = enter()
+    visitor.start()
+    visitor.speak("What is the sea doing today?")
+    visitor.wait("speaking")
+    visitor.page.wait_for_timeout(700)
+    cut_at = visitor.speak("Wait a moment please")["startsAt"]
+    visitor.wait("hearing")
+    visitor.page.wait_for_timeout(900)  # longer than it may still sound
+    last_loud = max(at for at in visitor.loud_times() if at < cut_at + 1500)
+    log.info("silent %.0f ms after the first word", last_loud - cut_at)
+    assert last_loud - cut_at < 600
+    visitor.wait("speaking")  # a new answer follows
+    (first, *_) = visitor.page.locator(".sheet .assistant p").all_text_contents()
+    assert first == "Good —"
+    assert visitor.figure("flushes") == 1
+    assert visitor.at("error").text_content() == ""
+
+
+def test_a_spoken_turn_on_a_phone_by_taps(enter: Callable[..., Visitor]) -> None:
+    visitor = enter(**PHONE)
+    visitor.at("start").tap()
+    visitor.wait("listening")
+    visitor.speak("What is the sea doing today?")
+    visitor.wait("hearing")
+    visitor.wait("speaking")
+    visitor.at("interrupt").tap()
+    visitor.wait("listening")
+    visitor.at("start").tap()
+    visitor.wait("idle")
+    assert set(visitor.page.evaluate("lab.tracks.map((t) => t.readyState)")) == {"ended"}
+    assert visitor.errors == []
+
+
+def test_push_to_talk_voice_and_clips(enter: Callable[..., Visitor]) -> None:
     visitor = enter()
     visitor.choose("mode-ptt", "clips")
     visitor.start()
@@ -94,7 +132,7 @@ def test_push_to_talk_voice_and_clips(enter: Callable[[], Visitor]) -> None:
 
 
 def test_a_full_house_is_waited_for(
-    enter: Callable[[], Visitor], visit: Callable[..., Visitor], house: House
+    enter: Callable[..., Visitor], visit: Callable[..., Visitor], house: House
 ) -> None:
     first = enter()
     first.start()
