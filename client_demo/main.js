@@ -239,6 +239,7 @@ async function lost({ sentence }, waitMs) {
     figures.reconnects++;
     heldSince = 0;
     move("lost");
+    waterline.flatten(); // or the arcs would hide that the line is broken
     turns.drop((await call?.player?.flush()) ?? []);
   } else {
     view.alert(sentence.replace("in a moment", `in ${Math.max(1, Math.round(waitMs / 1000))} s`));

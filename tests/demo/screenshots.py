@@ -33,7 +33,11 @@ LOOKS = {
     "dark": DESKTOP | {"color_scheme": "dark"},
     "phone": PHONE,
 }
-SHOWN = ("idle", "hearing", "speaking", "interrupted", "error")
+SHOWN = (
+    *("idle", "hearing", "speaking", "interrupted"),
+    *("error", "insecure", "busy", "reconnecting"),
+)
+ELSEWHERE = "lan.test"  # not localhost, not https
 QUESTION = "What is the sea doing today?"
 ANSWER = (
     "The tide is coming in. It stood low at dawn, and it has been rising ever since, slowly at first and then faster, "
@@ -123,15 +127,45 @@ def conversation(browser: Browser, peer: Peer, folder: Path, look: str, **option
 
 
 def trouble(browser: Browser, peer: Peer, folder: Path, look: str, **options: Any) -> None:
-    peer.reset()
-    context = browser.new_context(**options)
-    visitor = Visitor(context, peer.url)
-    visitor.page.evaluate("lab.refuse = { audio: 'NotAllowedError' }")
-    visitor.at("start").click()
-    visitor.wait("error")
-    visitor.page.wait_for_timeout(200)
-    take(visitor, folder, f"error-{look}")
-    context.close()
+    def visit(url: str = peer.url) -> Visitor:
+        peer.reset()
+        return Visitor(browser.new_context(**options), url)
+
+    def leave(visitor: Visitor, name: str) -> None:
+        visitor.page.wait_for_timeout(200)
+        take(visitor, folder, f"{name}-{look}")
+        visitor.page.context.close()
+
+    blocked = visit()
+    blocked.page.evaluate("lab.refuse = { audio: 'NotAllowedError' }")
+    blocked.at("start").click()
+    blocked.wait("error")
+    leave(blocked, "error")
+
+    insecure = visit(f"http://{ELSEWHERE}:{peer.port}/")
+    insecure.at("start").click()
+    insecure.wait("error")
+    leave(insecure, "insecure")
+
+    turned_away = visit()
+    peer.script.refuse = 503
+    turned_away.at("start").click()
+    turned_away.until(lambda: "places" in turned_away.at("error").text_content())
+    leave(turned_away, "busy")
+
+    cut_off = visit()
+    peer.script.answers, peer.script.question = [ANSWER], QUESTION
+    cut_off.start()
+    cut_off.speak(QUESTION)
+    cut_off.wait("speaking")
+    cut_off.page.wait_for_timeout(4300)
+    # It would be back before the picture is taken.
+    cut_off.page.evaluate(
+        "() => { const later = setTimeout; window.setTimeout = (f, ms) => later(f, 20 * ms); }"
+    )
+    peer.lose_connections(1012, "service_restart")
+    cut_off.wait("reconnecting")
+    leave(cut_off, "reconnecting")
 
 
 def main() -> None:
@@ -146,7 +180,12 @@ def main() -> None:
     peer = Peer()
     with TemporaryDirectory() as scratch, sync_playwright() as driver:
         camera = seaside(Path(scratch) / "camera.mjpeg")
-        with chromium(driver, GRANTED, f"--use-file-for-fake-video-capture={camera}") as browser:
+        flags = (
+            GRANTED,
+            f"--use-file-for-fake-video-capture={camera}",
+            f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1",
+        )
+        with chromium(driver, *flags) as browser:
             for look, context in LOOKS.items():
                 conversation(browser, peer, folder, look, **context)
                 trouble(browser, peer, folder, look, **context)

@@ -270,6 +270,10 @@ BREAKAGES = {
     "deaf after the return": Breakage(
         "main.js", "figures.reconnects++;", "figures.reconnects++;\n    call?.mic.close();", RETURNS, '== {"live"}',
     ),
+    "the line stands when nobody is there": Breakage(
+        "main.js", "waterline.flatten(); // or", "// or",
+        test_trouble.test_a_connection_lost_in_mid_answer_keeps_what_was_heard, "assert not visitor.page",
+    ),
     # Phone, reduced motion.
     "too wide for a phone": Breakage(
         "style.css", "grid-template-columns: repeat(5, minmax(0, 1fr)); padding",

@@ -173,8 +173,12 @@ def test_a_connection_lost_in_mid_answer_keeps_what_was_heard(
     visitor.type("Tell me.")
     visitor.wait("speaking")
     visitor.page.wait_for_timeout(1200)
+    above = """(({ width, height }, pen) => pen.getImageData(0, 0, width, height / 2 - 4).data.some(Boolean))(
+      document.querySelector("canvas"), document.querySelector("canvas").getContext("2d"))"""
+    assert visitor.page.evaluate(above)  # a voice lifts the line
     peer.lose_connections(1012, "service_restart")
     visitor.wait("reconnecting")
+    assert not visitor.page.evaluate(above)
     visitor.wait("listening")
     said = [
         event["item"]["content"][0]["text"] for event in peer.last.of("conversation.item.create")
