@@ -46,8 +46,6 @@ LENGTH_BYTES = 4
 MAX_MEMORY_BYTES = 512 * 1024 * 1024
 """Of address space. Enough for 1080p; a picture of 16 000 x 16 000 pixels fails."""
 STANDARD_DESCRIPTORS = 3
-EMIT_PCM_BYTES = INPUT_SAMPLE_RATE // 5 * SAMPLE_BYTES
-"""Sound is sent on in pieces of at least 200 ms, or a packet would cross the pipe for every 20 ms."""
 NICENESS = 5
 """Whoever talks comes first."""
 HARD_CPU_MARGIN_S = 1
@@ -122,7 +120,11 @@ class _Link:
 
 
 class _Answer:
-    """What comes out of a stream, on its way to the parent: frames at once, sound in larger pieces."""
+    """What comes out of a stream, on its way to the parent: frames at once, sound when the bytes so far are used up.
+
+    Sound moves the input clock on, and what has left with its two seconds takes no frames any more. In a fragment all
+    of the sound may lie before the pictures.
+    """
 
     def __init__(self, key: str, link: _Link) -> None:
         self._key = key
@@ -140,8 +142,6 @@ class _Answer:
         if not self._pcm:
             self._pcm_offset_ms = decoded.pcm_offset_ms
         self._pcm += decoded.pcm
-        if len(self._pcm) >= EMIT_PCM_BYTES:
-            self._send()
 
     def finish(self, fault: MediaFault | None = None) -> None:
         """All that the bytes so far hold has been added; the job is done."""
