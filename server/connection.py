@@ -295,7 +295,7 @@ class Connection:
     # ---- the session's inputs and outputs
 
     def _apply(self, change: Callable[..., None], *what: object) -> None:
-        if self._has_ended:
+        if self._has_ended or self._closing is not None:  # its tasks may end a moment later
             return
         try:
             change(*what, now_ms())

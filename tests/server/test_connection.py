@@ -24,6 +24,7 @@ from server.connection import (
 from server.dialect import Dialect
 from server.events import EventError, InputAudioClear
 from server.lifetime import Close
+from server.media.jobs import Decoded
 from server.metrics import Metrics
 from server.settings import Settings, Voices
 from server.worker_client import WorkerClient
@@ -270,8 +271,11 @@ def test_after_the_session_closed_nothing_more_is_taken() -> None:
 
 def test_a_fault_in_one_session_closes_it_and_says_no_more() -> None:
     async def act(scene: Scene) -> None:
-        scene.session.fault = RuntimeError("a bug")
         scene.say(CLEAR)
+        await scene.until(lambda: bool(scene.session.inputs))
+        scene.session.fault = RuntimeError("a bug")
+        for _ in range(2):  # the second comes before its tasks have ended
+            scene.connection.receive_decoded(Decoded("job"))
 
     scene, closing = play(act)
     assert closing == Closing(1011, "server_error")
