@@ -249,7 +249,14 @@ def test_the_demo_page_is_served_with_what_keeps_strangers_out(locked: House) ->
     assert (status, json.loads(body)["error"]["code"]) == (404, "not_found")
 
 
+def test_a_stranger_cannot_say_that_he_calls_for_another(locked: House) -> None:
+    forwarded = bearer(KEY)["additional_headers"] | {"X-Forwarded-For": "192.0.2.99"}
+    assert knock(locked, additional_headers=forwarded) == ("session.created", 0)
+    assert "192.0.2.99" not in locked.text
+
+
 def test_f31_guessing_is_slowed_down(locked: House) -> None:
+    """The last to use this house: it lets nobody in from here any more."""
     told = [knock(locked, **bearer(f"guess-{n}")) for n in range(40)]
     assert told[-1] == ("", 429)
     assert locked.http("/v1/models", headers={"api-key": "guess"})[0] == 429
@@ -326,12 +333,9 @@ def test_sessions_of_an_address_and_of_a_key_are_counted(
     assert knock(strict, **seen(*refused)) == ("session.created", 0)
 
 
-def test_only_a_trusted_proxy_says_who_calls(strict: House, locked: House) -> None:
-    forwarded = bearer(KEY)["additional_headers"] | {"X-Forwarded-For": "192.0.2.99"}
-    assert knock(locked, additional_headers=forwarded) == ("session.created", 0)
+def test_a_trusted_proxy_says_who_calls(strict: House) -> None:
     assert knock(strict, **seen("ana", "192.0.2.21")) == ("session.created", 0)
     strict.wait_for_line(r'"session opened".*"address": "192\.0\.2\.21"', 5)
-    assert "192.0.2.99" not in locked.text
 
 
 @pytest.mark.parametrize(
