@@ -164,7 +164,7 @@ BREAKAGES = {
     # Truth.
     "off by a second": Breakage(
         "turns.js", "content_index: 0, audio_end_ms: ms }", "content_index: 0, audio_end_ms: ms + 1000 }", CUT,
-        'truncate["audio_end_ms"] - (last_loud', BY_BUTTON, is_always_run=True,
+        '< truncate["audio_end_ms"] <', BY_BUTTON, is_always_run=True,
     ),
     "the cut is not told": Breakage(
         "turns.js", 'send({ type: "conversation.item.truncate",', 'Object({ type: "conversation.item.truncate",', CUT,

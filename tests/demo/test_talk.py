@@ -156,8 +156,9 @@ def test_interruption_silences_at_once_and_says_what_was_heard(
     log.info("silent after %.0f ms, %s", last_loud - cut_at, cut.__name__)
     assert last_loud - cut_at < limit_ms
     (truncate,) = peer.last.of("conversation.item.truncate")
-    # What the ear heard: the recorder works in steps of 21 ms, and the machine may be busy.
-    assert abs(truncate["audio_end_ms"] - (last_loud - began)) < 400
+    # What the ear heard, in steps of 21 ms: a busy machine may hold the sound up in between, by 650 ms once.
+    heard_ms = 21 * sum(at <= last_loud for at in visitor.loud_times())
+    assert heard_ms - 400 < truncate["audio_end_ms"] < last_loud - began + 400
     assert visitor.figure("heard_ms") == truncate["audio_end_ms"]
     assert visitor.figure("flushes") == 1
     assert visitor.figure("buffered_ms") == 0 or cut is cut_by_voice
