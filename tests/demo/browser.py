@@ -41,9 +41,8 @@ def chromium(playwright: Playwright, *flags: str) -> Iterator[Browser]:
 class Visitor:
     """A person at the page, with a microphone on cue and an ear at the speakers."""
 
-    patience_s = (
-        60.0  # at most, whatever a wait allows: a page broken on purpose is given up sooner
-    )
+    # At most, whatever a wait allows: a page broken on purpose is given up sooner.
+    patience_s = 60.0
 
     def __init__(self, context: BrowserContext, url: str) -> None:
         context.add_init_script(path=INSTRUMENTS)

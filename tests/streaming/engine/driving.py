@@ -74,6 +74,10 @@ class Said:
     """Seconds of the clip and the frames of each."""
 
 
+def levels(pcm: bytes) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    return np.frombuffer(pcm, np.int16).astype(np.int32)
+
+
 def speech(seconds: float, seed: int = 0) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
     """Noise whose level rises and falls like speech."""
     n = int(16_000 * seconds)

@@ -32,6 +32,7 @@ from tests.streaming.engine.driving import (
     chat_answer,
     commands_of,
     give,
+    levels,
     picture,
     speech,
 )
@@ -367,10 +368,6 @@ def test_a_turn_withdrawn_after_the_history_was_cut_leaves_no_open_message(
     answer = driver.answer("a", 2)
     assert (answer.tokens, answer.codes) == (expected.tokens, expected.codes)
     driver.engine.check_integrity()
-
-
-def levels(pcm: bytes) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-    return np.frombuffer(pcm, np.int16).astype(np.int32)
 
 
 def kept_tokens(driver: Driver, session_id: str) -> list[int]:
