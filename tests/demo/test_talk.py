@@ -296,12 +296,14 @@ def test_short_answers_play_whole_and_end_without_underrun(
 
 def test_a_slow_server_is_counted_not_fatal(visit: Callable[..., Visitor], peer: Peer) -> None:
     peer.script.answers = ["The tide is coming in, and the wind is light."]
-    peer.script.speed = 0.7
+    peer.script.speed = (
+        0.4  # four seconds late at the end; a busy machine may hold the sound up for one
+    )
     visitor = visit()
     visitor.start()
     visitor.type("Hello")
     visitor.wait("speaking")
-    visitor.wait("listening", 15)
+    visitor.wait("listening", 20)
     assert visitor.figure("underruns") > 0
     assert visitor.at("caption-assistant").text_content() == peer.script.answers[0]
 
