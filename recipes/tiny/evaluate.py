@@ -6,6 +6,7 @@
     python -m recipes.tiny.evaluate dit      --run ~/.cache/parley/tiny/dit --codec … --vocoder …
     python -m recipes.tiny.evaluate talker   --run ~/.cache/parley/tiny/talker
     python -m recipes.tiny.evaluate speaks   --checkpoint ~/.cache/parley/omni-tiny --clips 100
+    python -m recipes.tiny.evaluate reads    --checkpoint ~/.cache/parley/omni-tiny --clips 100
     python -m recipes.tiny.evaluate hears    --checkpoint ~/.cache/parley/omni-tiny --clips 200
     python -m recipes.tiny.evaluate sees     --checkpoint ~/.cache/parley/omni-tiny --clips 200
     python -m recipes.tiny.evaluate aligns   --checkpoint ~/.cache/parley/omni-tiny --clips 100
@@ -15,6 +16,7 @@ The second takes the recogniser's own errors out.
 
 * **talker**: kept-out texts as replies, read aloud by Talker, flow and vocoder.
 * **speaks**: the assembled checkpoint answers typed questions through the streaming path; its sound against its text.
+* **reads**: the same answers; the phonemes that the Talker's codes name against those of the text.
 * **hears**: kept-out callers' questions, spoken and typed: the same answer, and the right one?
 * **sees**: questions about scenes drawn in ways never trained on, right by the word that matters. Typed, and for still
   scenes spoken into a camera's video by a kept-out voice.
@@ -24,9 +26,10 @@ The second takes the recogniser's own errors out.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,17 +42,19 @@ from torch import Tensor
 
 from model.chat import Chat
 from model.omni import load as load_checkpoint
-from model.reply import AudioDelta, ReplyOptions, TextDelta
+from model.reply import AudioDelta, CodeDelta, ReplyOptions, TextDelta
 from model.sampling import TALKER_SAMPLING
 from recipes.tiny import codec, dit, talker, tree, vocoder
 from recipes.tiny.aloud import Script, read_aloud
 from recipes.tiny.callers import INPUT_RATE, Call, read_calls
 from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech, to_wave
+from recipes.tiny.edits import edit_distance
 from recipes.tiny.exchanges import Exchange, exchange
 from recipes.tiny.frozen import FrozenThinker
 from recipes.tiny.lessons import Markers
 from recipes.tiny.listen import Listener, comparable, word_errors
 from recipes.tiny.mel import NUM_BINS, SAMPLE_RATE
+from recipes.tiny.phonemes import text_phonemes
 from recipes.tiny.plots import plot_mels
 from recipes.tiny.rows import read_rows
 from recipes.tiny.scenes import changing, scene
@@ -178,6 +183,32 @@ def speaks(checkpoint: Path, count: int, listener: Listener, keep: Path | None) 
             "speed": seconds / spent,
         }
         print(json.dumps({"what": "speaks", "voice": voice, **figures}), flush=True)
+
+
+def reads(checkpoint: Path, count: int) -> None:
+    """Ask the same questions; print how many phonemes of the replies the codes do not name. No judge listens."""
+    omni = load_checkpoint(checkpoint)
+    for voice in omni.voices:
+        wrong = asked = 0
+        for i in range(count):
+            chat = Chat(omni, capacity=2048)
+            chat.text(exchange(KEPT_OUT_QUESTIONS, i).question)
+            texts, codes = [], []
+            for delta in chat.reply(ReplyOptions(voice=voice, max_text_tokens=40, max_codes=400)):
+                if isinstance(delta, TextDelta):
+                    texts.append(delta.text)
+                elif isinstance(delta, CodeDelta):
+                    codes.append(delta.code // tree.NUM_WAYS)
+            written = _without_repetitions(text_phonemes("".join(texts)))
+            wrong += edit_distance(written, [p for p in _without_repetitions(codes) if p])
+            asked += len(written)
+        figures = {"replies": count, "phonemes": asked, "wrong": wrong / asked}
+        print(json.dumps({"what": "reads", "voice": voice, **figures}), flush=True)
+
+
+def _without_repetitions(phonemes: Iterable[int]) -> list[int]:
+    """A phoneme sounds for several codes, and two alike in a row cannot be told from a long one."""
+    return [phoneme for phoneme, _ in itertools.groupby(phonemes)]
 
 
 def said(chat: Chat, options: ReplyOptions) -> tuple[str, NDArray[np.float32]]:
@@ -318,6 +349,8 @@ def main() -> None:
     with torch.inference_mode():
         if args.what == "speaks":
             speaks(args.checkpoint, args.clips, Listener(), args.keep)
+        elif args.what == "reads":
+            reads(args.checkpoint, args.clips)
         elif args.what == "hears":
             hears(args.checkpoint, read_calls(args.calls, "kept-out")[: args.clips])
         elif args.what == "sees":
@@ -333,7 +366,8 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     cache = Path("~/.cache/parley/tiny").expanduser()
-    kinds = ("speech", "vocoder", "codec", "dit", "talker", "speaks", "hears", "sees", "aligns")
+    parts = ("speech", "vocoder", "codec", "dit", "talker")
+    kinds = (*parts, "speaks", "reads", "hears", "sees", "aligns")
     parser.add_argument("what", choices=kinds)
     parser.add_argument("--run", type=Path)
     parser.add_argument("--vocoder", type=Path, default=cache / "vocoder")

@@ -14,21 +14,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.rope import Timeline
-from recipes.tiny import codec, tree, vocabulary
+from recipes.tiny import tree, vocabulary
 from recipes.tiny.assemble import spelled
-from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech
+from recipes.tiny.dataset import VOICE_NAMES
 from recipes.tiny.frozen import FrozenThinker
 from recipes.tiny.phonemes import padded, spelling, text_phonemes
+from recipes.tiny.recorded import all_recordings
 from recipes.tiny.rows import read_rows
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterable
 
+    from model.tokenizer import TextTokenizer
     from recipes.tiny.phonemes import Phonemes
+    from recipes.tiny.recorded import Recording
 
 SLOTS = 8  # phonemes asked of one token
 MOST_RETOLD = 7  # phonemes in a token of a lesson told anew
 NUM_WORDS = 4_000  # asked without sound; with 14 000 the loss stayed at that of a guess
+MOST_WORDS = 12_000  # to invent lessons from
 
 log = logging.getLogger("lessons")
 
@@ -38,7 +43,7 @@ class Lesson:
     """One reply to be spoken: Thinker rows [P, H] and [n, H] (float16), codes [N], voice.
 
     `spelling` has the phonemes (1-based) of each token [n]; counted through all tokens, `sounding` is the place of the
-    one that each code sounds [N] (-1: none).
+    one that each code sounds [N] (-1: none). Of an invented lesson (`inventing.py`) only phonemes are asked.
     """
 
     prompt_rows: Tensor
@@ -47,6 +52,7 @@ class Lesson:
     voice: int
     spelling: tuple[Phonemes, ...]
     sounding: Tensor
+    is_invented: bool = False
 
     @property
     def token_spoken(self) -> Tensor:
@@ -122,7 +128,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, source: FrozenThinker, lessons: dict[str, tuple[Tensor, Tensor]]) -> Vocabulary:
-        ranked = vocabulary.words(source.tokenizer)[:NUM_WORDS]
+        ranked = vocabulary.words(source.tokenizer)[:MOST_WORDS]
         hidden = [
             rows.float() - source.embed(source.tokenizer.encode(text)).float()
             for text, (_, rows) in list(lessons.items())[:800]
@@ -140,6 +146,15 @@ class Vocabulary:
         words = torch.from_numpy((known * rng.random(shape) ** power).astype(np.int64))
         moods = torch.from_numpy(rng.integers(0, len(self.hidden), shape))
         return self.embeddings[words] + self.hidden[moods], self.phonemes[words]
+
+    def word(self, rng: np.random.Generator) -> tuple[Tensor, Phonemes]:
+        """Row [H] and phonemes of a random word, all of them but the long ones."""
+        while True:
+            at = int(len(self.phonemes) * rng.random() ** rng.choice((1, 2)))
+            phonemes = tuple(p for p in self.phonemes[at].tolist() if p)
+            if 0 < len(phonemes) < SLOTS:
+                mood = int(rng.integers(len(self.hidden)))
+                return self.embeddings[at] + self.hidden[mood], phonemes
 
 
 def reply_stream(reply_rows: Tensor, markers: Markers, length: int) -> Tensor:
@@ -163,36 +178,23 @@ def speech_positions(prompt_len: int, num_steps: int) -> Tensor:
     return torch.cat([prompt, torch.cat([torch.tensor([voice]), steps]).expand(3, -1)], dim=1)
 
 
-@torch.inference_mode()
 def make_lessons(
-    source: FrozenThinker,
-    tokenizer: codec.Tokenizer,
-    clips: list[Clip],
+    text_tokens: TextTokenizer,
+    recordings: Iterable[Recording],
     rows: dict[str, tuple[Tensor, Tensor]],
 ) -> list[Lesson]:
-    """Encode and align every clip whose text has rows; one that cannot be aligned is left out."""
-    lessons, text_tokens = [], source.tokenizer
-    for clip in (clip for clip in clips if clip.text in rows):
-        codes, mel, heard = codec.encode_clip(tokenizer, clip)
-        spelt = spelling(text_tokens, text_tokens.encode(clip.text))
-        try:
-            sounding = codec.sounding_places(
-                heard, mel[: clip.num_frames], [p for own in spelt for p in own]
-            )
-        except ValueError:
-            continue
-        prompt_rows, reply_rows = rows[clip.text]
-        lesson = Lesson(
-            prompt_rows,
-            reply_rows,
-            codes.clone(),
-            clip.voice,
-            spelt,
-            sounding,
+    """A lesson of each recording whose text has rows."""
+    return [
+        Lesson(
+            *rows[x.text],
+            x.codes,
+            x.voice,
+            spelling(text_tokens, text_tokens.encode(x.text)),
+            x.sounding,
         )
-        lessons.append(lesson)
-    log.info("lessons %d of %d clips", len(lessons), len(clips))
-    return lessons
+        for x in recordings
+        if x.text in rows
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,14 +213,15 @@ def prepared(args: argparse.Namespace) -> Course:
     if path.exists():
         course: Course = torch.load(path, weights_only=False)  # written below, by ourselves
         return course
-    speech, tokenizer = Speech(args.data), codec.load(args.codec)
     source, rows = FrozenThinker.load(args.checkpoint, "cpu"), read_rows(args.rows)
-    course = Course(
-        make_lessons(source, tokenizer, speech.train, rows),
-        make_lessons(source, tokenizer, speech.kept_out, rows),
-        Markers.of(source),
-        Vocabulary.of(source, rows),
+    recordings = all_recordings(args.data, args.codec, source.tokenizer)
+    train, kept_out = (
+        make_lessons(source.tokenizer, (x for x in recordings if x.is_kept_out is kept), rows)
+        for kept in (False, True)
     )
+    log.info("lessons %d and %d of %d", len(train), len(kept_out), len(recordings))
+    with torch.inference_mode():
+        course = Course(train, kept_out, Markers.of(source), Vocabulary.of(source, rows))
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(course, path)
     return course

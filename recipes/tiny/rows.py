@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from model.thinker import talker_rows
-from recipes.tiny import tree
+from recipes.tiny import recorded, tree
 from recipes.tiny.frozen import FrozenThinker
 from recipes.tiny.texts import sentence
 
@@ -41,9 +41,10 @@ log = logging.getLogger("rows")
 
 
 def spoken_texts(speech: Path) -> list[str]:
-    """Every text of every finished shard, each once."""
+    """Every text that was recorded or is in a finished shard, each once."""
     lines = (line for path in sorted(speech.glob("*.jsonl")) for line in path.open())
-    return list(dict.fromkeys(json.loads(line)["text"] for line in lines))
+    texts = [x.text for x in recorded.read()] + [json.loads(line)["text"] for line in lines]
+    return list(dict.fromkeys(texts))
 
 
 def read_rows(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:

@@ -17,6 +17,7 @@ more; they need only the forced alignment (`align.py`) and the codec, and leave 
   alike, to a listener they are not;
 * **pronunciation**: low down, a token's row can tell all of its phonemes. This needs no sound, so it is also asked of
   rows of words that nobody has read aloud: thousands, commonest most often.
+* Some lessons are **invented** (`inventing.py`): words in any order, of which only the phonemes are asked.
 
 A clip is read by its own voice only. The codes carry little of it, and yet the flow makes of one voice's codes, in the
 other voice, words that are understood half as well.
@@ -43,6 +44,7 @@ from torch import Tensor, nn
 from model.talker import Talker
 from recipes.tiny import codec, dit, loop, tree
 from recipes.tiny.dataset import ALIKE, VOICE_NAMES
+from recipes.tiny.inventing import Inventor
 from recipes.tiny.lessons import (
     SLOTS,
     Lesson,
@@ -71,6 +73,7 @@ WRONG_CODES, WRONG_WAYS = 0.06, 0.2
 # So many replies are told anew in tokens nobody has met, and so many more lose all of their rows but the spelling, or
 # words and sentences are learned by heart.
 RETOLD, SPELLED_ONLY = 0.4, 0.2
+INVENTED = 0.4  # and before that, so many are replaced by others of the same length
 SPELLING_GAIN = 2 / tree.SPELLING_SCALE  # of its columns at the start
 SHARE_OF_FEMALE = 0.4
 UNREAD = (16, 20)  # rows of words without sound beside each batch
@@ -85,6 +88,7 @@ class Stack:
     rows: Tensor
     positions: Tensor
     codes: Tensor  # [B, T], -1 where nothing is asked, as in the next ones
+    asks_ways: Tensor  # [B, T] whether the very code is asked, or its phoneme only
     phonemes: Tensor  # [B, T]
     looked_at: Tensor  # [B, T] the row to attend to
     slots: Tensor  # [B, T] which of the phonemes of the token spoken there
@@ -126,6 +130,7 @@ class TalkerStage:
         self.train, self.kept_out, self.markers, self.words = train, kept_out, markers, words
         self.batch, self.lr, self.device, self.config = batch, lr, device, config
         self.odds = lesson_odds(train)
+        self.inventor = Inventor.of(words, train) if words is not None else None
         self.talker = Talker(config)
         initialise(self.talker)
         self.talker.to(device).prepare()
@@ -194,7 +199,9 @@ class TalkerStage:
                 sound = asked_loss(self.guides.sounding(x), stack.phonemes)
         inside = stack.codes >= 0
         logits = self.talker.codec_head(model.norm(x)[inside]).float()
-        loss = F.cross_entropy(logits, stack.codes[inside])
+        surprise = F.cross_entropy(logits, stack.codes[inside], reduction="none")
+        real = stack.asks_ways[inside].float()
+        loss = (surprise * real).sum() / real.sum().clamp(min=1)
         named, is_named = naming(logits, stack.codes[inside])
         guided = torch.stack(guide).mean()
         figures = {
@@ -238,6 +245,7 @@ class TalkerStage:
             torch.stack([padded(m.rows, 0) for m in made]),
             torch.stack([F.pad(m.positions, (0, longest - len(m.rows))) for m in made], dim=1),
             torch.stack([padded(m.codes, -1) for m in made]),
+            torch.stack([padded(m.asks_ways, False) for m in made]),
             torch.stack([padded(m.phonemes, -1) for m in made]),
             torch.stack([padded(m.looked_at, -1) for m in made]),
             torch.stack([padded(m.slots, -1) for m in made]),
@@ -248,6 +256,8 @@ class TalkerStage:
     def _sequence(self, lesson: Lesson, rng: np.random.Generator | None) -> Stack:
         config, device, fed = self.config, self.device, lesson.codes
         if rng is not None:
+            if self.inventor is not None and rng.random() < INVENTED:
+                lesson = self.inventor(lesson, rng)
             lesson, fed = varied(lesson, rng)
         prompt = lesson.prompt_rows.to(device).float()
         codes, fed = lesson.codes[:MAX_CODES].to(device), fed[:MAX_CODES].to(device)
@@ -271,6 +281,7 @@ class TalkerStage:
             rows,
             speech_positions(len(prompt), len(before)).to(device),
             F.pad(after, (start, 0), value=-1),
+            torch.full((len(rows),), not lesson.is_invented, device=device),
             F.pad(phoneme, (start, 0), value=-1).to(device),
             F.pad(torch.where(has_come, token + start, -1), (start, 0), value=-1).to(device),
             F.pad(torch.where(has_come, slot, -1), (start, 0), value=-1).to(device),

@@ -12,7 +12,8 @@ from model.sampling import TALKER_SAMPLING
 from recipes.tiny import tree
 from recipes.tiny.aloud import Script, read_aloud
 from recipes.tiny.assemble import spelled
-from recipes.tiny.lessons import Lesson, Markers, retold
+from recipes.tiny.inventing import Inventor
+from recipes.tiny.lessons import SLOTS, Lesson, Markers, Vocabulary, retold
 from recipes.tiny.talker import TalkerStage, naming, varied
 
 
@@ -142,3 +143,44 @@ def test_a_lesson_is_told_in_many_ways_and_always_asks_for_the_same_codes(
     assert stack.codes[stack.codes >= 0].tolist() == [*codes.tolist(), tree.CODEC_EOS]
     assert stack.phonemes[0, stack.codes[0] >= 0].tolist() == [5, 6, 6, 7, 8, 9, 0, 0, 0]
     assert stack.rows.shape[1] == stack.positions.shape[2] == stack.spellings.shape[1]
+
+
+def test_an_invented_lesson_spells_what_its_codes_name() -> None:
+    """Words of a vocabulary, in the codes that sounded their phonemes elsewhere; silences and full stop stay."""
+    spelling = ((5, 6, 7), (8, 9), ())
+    sounding = torch.tensor([-1, 0, 0, 1, 2, 3, 3, 3, 4, -1, -1])
+    named = torch.tensor([0, 5, 5, 6, 7, 8, 8, 8, 9, 0, 0])
+    codes = named * tree.NUM_WAYS + torch.arange(11)
+    rows = torch.randn(3, tree.HIDDEN, generator=torch.Generator().manual_seed(3)).half()
+    real = Lesson(torch.zeros(4, tree.HIDDEN), rows, codes, 1, spelling, sounding)
+    phonemes = torch.zeros(5, SLOTS, dtype=torch.long)
+    for word, own in enumerate(((5, 9), (8,), (7, 7, 6), (4, 5), range(5, 9))):
+        phonemes[word, : len(own)] = torch.tensor(list(own))
+    words = Vocabulary(torch.randn(5, tree.HIDDEN), phonemes, torch.zeros(2, tree.HIDDEN))
+    inventor, rng, seen = Inventor.of(words, [real]), np.random.default_rng(0), set()
+    for _ in range(40):
+        made = inventor(real, rng)
+        seen.add(made.spelling)
+        assert made.is_invented and not real.is_invented and made.voice == real.voice
+        # Nobody ever sounded 4, so its word is not among them.
+        assert set(made.spelling[:-1]) <= {(5, 9), (8,), (7, 7, 6), (5, 6, 7, 8)}
+        assert made.spelling[-1] == () and torch.equal(made.reply_rows[-1], rows[-1])
+        assert len(made.reply_rows) == len(made.spelling)
+        assert torch.equal(made.codes // tree.NUM_WAYS, made.phoneme_spoken)
+        assert made.codes[0] == codes[0] and torch.equal(made.codes[-2:], codes[-2:])
+        assert len(made.codes) >= len(codes)
+    assert len(seen) > 10
+
+
+def test_of_an_invented_lesson_only_phonemes_are_asked(stage: TalkerStage) -> None:
+    script = scripts()[1]
+    sounds = torch.tensor([0, 1, 1, 2])
+    codes = torch.tensor([5, 6, 6, 7]) * tree.NUM_WAYS
+    told = Lesson(script.prompt_rows, script.reply_rows[:1], codes, 0, ((5, 6, 7),), sounds)
+    invented = dataclasses.replace(told, is_invented=True)
+    _, real = stage._loss(stage._stack([told], None))
+    _, other = stage._loss(stage._stack([invented], None))
+    assert real["loss"] > 0 and other["loss"] == 0
+    assert real["named"] == other["named"] > 0
+    _, both = stage._loss(stage._stack([told, invented], None))
+    assert both["loss"] == pytest.approx(real["loss"], rel=1e-3)
