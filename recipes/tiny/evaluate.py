@@ -146,7 +146,7 @@ class Reader:
 
 
 def through_talker(args: argparse.Namespace, speech: Speech, best: bool) -> Resynthesis:
-    source = FrozenThinker.load(args.checkpoint, "cpu")
+    source = FrozenThinker.load(args.checkpoint, "cpu", torch.float32)
     config = source.config.talker
     assert config is not None
     return Reader(

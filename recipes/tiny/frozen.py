@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch.nn.utils.rnn import pad_sequence
 
 from model.config import OmniConfig
-from model.omni import image_settings
+from model.omni import default_dtype, image_settings
 from model.thinker import Thinker
 from model.tokenizer import TextTokenizer
 from recipes.tiny.turns import asked, closing, opening
@@ -38,8 +38,8 @@ class FrozenThinker:
 
     @classmethod
     def load(cls, folder: Path, device: str, dtype: torch.dtype | None = None) -> FrozenThinker:
-        """Read an assembled folder; bfloat16 on a GPU and float32 on a CPU unless told."""
-        dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
+        """Read an assembled folder; in what the device multiplies fastest unless told."""
+        dtype = dtype or default_dtype(torch.device(device))
         config = OmniConfig.from_file(folder / "config.json")
         with torch.device("meta"):
             thinker = Thinker(config.thinker, image_settings(folder)).to(dtype)

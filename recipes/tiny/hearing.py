@@ -292,7 +292,7 @@ def main() -> None:
     parser.set_defaults(data=Path("~/.cache/parley/tiny/callers").expanduser())
     args = parser.parse_args()
     torch.set_num_threads(1)
-    source = FrozenThinker.load(args.checkpoint, args.device, torch.bfloat16)
+    source = FrozenThinker.load(args.checkpoint, args.device)
     stage = HearingStage(
         source,
         [*read_calls(args.data, "callers"), *read_calls(args.data, "scenes")],

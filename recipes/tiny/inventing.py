@@ -55,7 +55,7 @@ class Inventor:
         ]
         return dataclasses.replace(
             like,
-            reply_rows=torch.stack([row.to(like.reply_rows.dtype) for row in rows]),
+            reply_rows=torch.stack([row.float() for row in rows]),
             codes=torch.cat([before, *pieces, after]),
             spelling=tuple(spelling),
             sounding=torch.cat(places),

@@ -213,7 +213,7 @@ def prepared(args: argparse.Namespace) -> Course:
     if path.exists():
         course: Course = torch.load(path, weights_only=False)  # written below, by ourselves
         return course
-    source, rows = FrozenThinker.load(args.checkpoint, "cpu"), read_rows(args.rows)
+    source, rows = FrozenThinker.load(args.checkpoint, "cpu", torch.float32), read_rows(args.rows)
     recordings = all_recordings(args.data, args.codec, source.tokenizer)
     train, kept_out = (
         make_lessons(source.tokenizer, (x for x in recordings if x.is_kept_out is kept), rows)

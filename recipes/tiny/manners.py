@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, help="open questions and short replies")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    source = FrozenThinker.load(args.checkpoint, args.device, torch.bfloat16)
+    source = FrozenThinker.load(args.checkpoint, args.device)
     stage = MannersStage(
         source, read_pairs(args.pairs), batch=args.batch, lr=args.lr or 1e-3, seed=args.seed
     )

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from model.config import OmniConfig
+from model.omni import default_dtype
 from model.tokenizer import TextTokenizer
 from recipes.tiny import texts
 from recipes.tiny.exchanges import exchange
@@ -74,7 +75,7 @@ class BatchedModel:
             pad_token_id=self.tokenizer.im_end_id,
             eos_token_id=self.tokenizer.im_end_id,
         )
-        self.model = Qwen2ForCausalLM(config).to(torch.bfloat16).eval()
+        self.model = Qwen2ForCausalLM(config).to(default_dtype(torch.device("cpu"))).eval()
         tensors = load_file(folder / "model.safetensors")
         prefix = "thinker.model."
         weights = {

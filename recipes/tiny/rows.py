@@ -97,7 +97,7 @@ def main() -> None:
     args.rows.mkdir(parents=True, exist_ok=True)
     done = read_rows(args.rows)
     texts = [text for text in spoken_texts(args.data) if text not in done]
-    source = FrozenThinker.load(args.checkpoint, args.device, torch.bfloat16)
+    source = FrozenThinker.load(args.checkpoint, args.device)
     first = len(list(args.rows.glob("?????.pt")))
     for i in range(0, len(texts), TEXTS_PER_PIECE):
         made = make_rows(source, texts[i : i + TEXTS_PER_PIECE], args.seed)

@@ -303,7 +303,7 @@ def main() -> None:
     parser.add_argument("--ask-after", type=int, default=3_000, help="steps of pointing alone")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    source = FrozenThinker.load(args.checkpoint, args.device, torch.bfloat16)
+    source = FrozenThinker.load(args.checkpoint, args.device)
     stage = SeeingStage(
         source,
         read_calls(args.data, "scenes"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recipes.tiny import exchanges, mel
+from recipes.tiny.answers import answers, mixed
 from recipes.tiny.codec import Quantizer
 from recipes.tiny.texts import sentence
 from recipes.tiny.tree import CODE_LEVELS, NUM_WAYS
@@ -27,6 +30,19 @@ def test_sentences_start_with_a_capital_and_end_with_a_stop() -> None:
         assert text[0].isdigit() or text[0].isupper()
         assert text[-1] in ".!?"
         assert " a apple" not in text
+
+
+def test_answers_are_endless_and_each_said_once() -> None:
+    listed = list(islice(answers(60), 300))
+    assert listed == list(islice(answers(60), 300))
+    assert len(set(listed)) == 300
+    assert any(text.startswith("I see ") for text in listed)  # of what is shown
+    others = ["Other one.", listed[3], "Other two."]
+    both = list(islice(mixed(answers(60), others, 1), 50))
+    assert [text for text in both if text in others] == others  # in their order, the common one too
+    assert [text for text in both if text not in others] == [t for t in listed if t != listed[3]][
+        :47
+    ]
 
 
 @settings(max_examples=20, deadline=None)
