@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import math
 import os
 import sys
 import threading
@@ -50,14 +51,18 @@ PERIOD_SAMPLES = 4001  # shares no factor with a delta: what is lost, doubled or
 HEARTBEAT_S = 1.0
 
 
-def sound_of(start_sample: int, num_samples: int) -> bytes:
-    """A piece of the one sound that every reply has: a sawtooth."""
-    first = start_sample % PERIOD_SAMPLES
-    num_periods = (first + num_samples) // PERIOD_SAMPLES + 1
-    return (_PERIOD * num_periods)[2 * first : 2 * (first + num_samples)]
+# One period of each, int16.
+SAW = array("h", range(PERIOD_SAMPLES)).tobytes()
+HUM = array("h", (round(6000 * math.sin(math.tau * n / 80)) for n in range(80))).tobytes()  # 300 Hz
+SOUNDS = {"saw": SAW, "hum": HUM}
 
 
-_PERIOD = array("h", range(PERIOD_SAMPLES)).tobytes()
+def sound_of(start_sample: int, num_samples: int, period: bytes = SAW) -> bytes:
+    """A piece of the one sound that every reply has: a sawtooth, or a hum for those who listen at real speakers."""
+    period_samples = len(period) // 2
+    first = start_sample % period_samples
+    num_periods = (first + num_samples) // period_samples + 1
+    return (period * num_periods)[2 * first : 2 * (first + num_samples)]
 
 
 @dataclass(slots=True)
@@ -80,6 +85,7 @@ class StandIn:
         pace: float,
         words: tuple[str, ...] = WORDS,
         *,
+        period: bytes = SAW,
         is_odd: bool = False,
     ) -> None:
         """`is_odd`: from the second reply of a session on, sound comes in bytes that are no samples."""
@@ -87,6 +93,7 @@ class StandIn:
         self._sound_samples = sound_samples
         self._pace = pace
         self._words = words
+        self._period = period
         self._is_odd = is_odd
         self._inbox: deque[Command] = deque()
         self._changed = threading.Condition()
@@ -166,7 +173,7 @@ class StandIn:
 
     def _speak(self, reply: Reply) -> None:
         num_samples = min(DELTA_SAMPLES, self._sound_samples - reply.start_sample)
-        pcm = sound_of(reply.start_sample, num_samples)
+        pcm = sound_of(reply.start_sample, num_samples, self._period)
         if self._is_odd and reply.turn_id:
             pcm += b"\0"
         if num_samples:
@@ -210,6 +217,7 @@ def main() -> int:
         "--fault", choices=("", "exit", "silent", "stuck", "late", "odd"), default=""
     )
     parser.add_argument("--words", default=",".join(WORDS), help="of every reply, with commas")
+    parser.add_argument("--sound", choices=SOUNDS, default="saw")
     parser.add_argument("--sound-seconds", type=float, default=1.0)
     parser.add_argument("--pace", type=float, default=0.0, help="times real time; 0: at once")
     parser.add_argument("--lanes", type=int, default=64)
@@ -224,6 +232,7 @@ def main() -> int:
         round(24_000 * args.sound_seconds),
         args.pace,
         tuple(args.words.split(",")),
+        period=SOUNDS[args.sound],
         is_odd=args.fault == "odd",
     )
     link = ThreadedLink(dial(args.socket), decode_command, worker.receive, worker.ended)

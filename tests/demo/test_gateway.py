@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.demo.test_page import PHONE
-from tests.e2e.house import House
+from tests.e2e.house import STAND_IN, House
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,14 +17,13 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 log = logging.getLogger(__name__)
-HUMMING = f"{sys.executable},{Path(__file__).with_name('humming_worker.py')}"
 
 
 @pytest.fixture(scope="module")
 def house() -> Iterator[House]:
     made = House(
-        ["--sound-seconds", "4", "--pace", "3"],
-        worker_command=HUMMING, model="stand-in", demo=True, max_sessions=1,
+        ["--sound", "hum", "--sound-seconds", "4", "--pace", "3"],
+        worker_command=STAND_IN, model="stand-in", demo=True, max_sessions=1,
     )  # fmt: skip
     try:
         yield made.wait_ready()
