@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from recipes.tiny.tree import NUM_WAYS
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Inventor:
-    """`runs` has how each phoneme of each voice was sounded: the codes [k] of every time."""
+    """`runs` has how each phoneme of each voice was sounded: the codes [k] of every time that they name it."""
 
     words: Vocabulary
     runs: dict[tuple[int, int], list[Tensor]]
@@ -37,7 +39,11 @@ class Inventor:
             at, phonemes = 0, lesson.phoneme_spoken.tolist()
             for _, places in itertools.groupby(lesson.sounding.tolist()):
                 end = at + sum(1 for _ in places)
-                runs[lesson.voice, phonemes[at]].append(lesson.codes[at:end])
+                codes = lesson.codes[at:end]
+                if bool(
+                    (codes // NUM_WAYS == phonemes[at]).all()
+                ):  # "a" alone is no "a" in a sentence
+                    runs[lesson.voice, phonemes[at]].append(codes)
                 at = end
         return cls(words, dict(runs))
 
