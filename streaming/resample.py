@@ -34,6 +34,8 @@ CUTOFF = 0.475
 KAISER_BETA = 8.0
 COEFFICIENT_BITS = 24
 """16 (sample) + 24 (coefficient) + 8 (up to 200 products) bits: below the 53 of float64, hence exact."""
+MULTIPLICATIONS_AT_ONCE = 2**18
+"""BLAS spreads larger products over threads, and then waits, spinning, for a core that a worker is using."""
 LEAST_COMMON_HZ = 25
 """Both rates are multiples of it, which bounds the number of matrices."""
 LOWEST_RATE, HIGHEST_RATE = 8_000, 48_000
@@ -153,7 +155,7 @@ class Resampler:
             offset = cycle * period + block.start - self._buffer_start
             num_rows = len(range(k, num_ready, len(blocks)))
             rows = _windows(self._buffer, offset, period, num_rows, len(block.coefficients))
-            output[k :: len(blocks)] = rows.astype(np.float64) @ block.coefficients
+            output[k :: len(blocks)] = _product(rows, block.coefficients)
         results: npt.NDArray[np.float64] = np.rint(output.ravel() * 2.0**-COEFFICIENT_BITS)
         self._num_out += results.size
         cycle, which = divmod(first + num_ready, len(blocks))
@@ -175,6 +177,15 @@ def _num_ready(filter_: _Filter, end: int) -> int:
         if cycle * filter_.period_input + block.start + len(block.coefficients) > end:
             return ready
         ready += 1
+
+
+def _product(rows: Samples, coefficients: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Multiply [rows, span] by [span, 32], as many rows at a time as one thread does alone."""
+    count = MULTIPLICATIONS_AT_ONCE // coefficients.size
+    pieces = [
+        rows[i : i + count].astype(np.float64) @ coefficients for i in range(0, len(rows), count)
+    ]
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 def _windows(samples: Samples, offset: int, step: int, num_rows: int, num_columns: int) -> Samples:
