@@ -13,6 +13,7 @@ in the DiT. Why: docs/decisions/0014.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recipes.tiny import align, loop
+from recipes.tiny import align, loop, storage
 from recipes.tiny.dataset import VOICE_NAMES, Clip, Speech
 from recipes.tiny.mel import FLOOR, NUM_BINS
 from recipes.tiny.phonemes import PHONEMES, text_phonemes
@@ -28,12 +29,12 @@ from recipes.tiny.tree import CODE_LEVELS, NUM_CODES, NUM_SOUNDS, NUM_WAYS, REPE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 SILENCE = float(np.log(FLOOR))
 QUIET = -8.5  # mean log-mel; speech is louder than that, its pauses are not
 # Mel is roughly -6 ± 3; networks prefer it around zero.
 MEL_MEAN, MEL_STD = -6.0, 3.0
+SHIPPED = Path(__file__).with_name("codec.safetensors")
 NUM_READ = 1 + len(PHONEMES)  # what ears tell apart: a blank, and each phoneme
 assert NUM_READ <= NUM_SOUNDS
 QUARTERED = 4  # the encoder's layer behind which a step takes as long as a code
@@ -251,8 +252,14 @@ def padded_mel(clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
 
 
 def load(out: Path, *, best: bool = True) -> Tokenizer:
+    """The codec of a run; without weights there, the one that lies in the repository."""
     tokenizer = Tokenizer()
-    tokenizer.load_state_dict(loop.load_average(out, "tokenizer", best=best))
+    if (out / "best.pt").exists():
+        weights = loop.load_average(out, "tokenizer", best=best)
+    else:
+        named = storage.read(SHIPPED)
+        weights = {name.removeprefix("tokenizer."): value for name, value in named.items()}
+    tokenizer.load_state_dict(weights)
     return tokenizer.eval()
 
 

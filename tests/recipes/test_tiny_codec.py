@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,9 @@ from recipes.tiny import codec, tree
 from recipes.tiny.dataset import Clip
 from recipes.tiny.mel import HOP, NUM_BINS
 from recipes.tiny.phonemes import text_phonemes
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 A, B, C = 3, 7, 9
 
@@ -80,3 +85,15 @@ def test_a_clip_is_encoded_whole_with_the_phonemes_of_its_text() -> None:
     order = torch.unique_consecutive(codes // tree.NUM_WAYS)
     wanted = torch.unique_consecutive(torch.tensor(text_phonemes(clip.text)))
     assert order[order > 0].tolist() == wanted.tolist()
+
+
+def test_a_run_without_weights_uses_the_codec_of_the_repository(tmp_path: Path) -> None:
+    tokenizer = codec.load(tmp_path)
+    again = tmp_path / "run"
+    again.mkdir()
+    torch.save({"tokenizer": tokenizer.state_dict()}, again / "best.pt")
+    silence = torch.full((1, 40, NUM_BINS), codec.SILENCE)
+    sounds = torch.zeros(1, 10, dtype=torch.long)
+    _, codes = tokenizer.encode(silence, sounds)
+    assert torch.equal(codes, codec.load(again).encode(silence, sounds)[1])
+    assert bool((codes // tree.NUM_WAYS == 0).all())
