@@ -7,6 +7,7 @@
     python -m recipes.tiny.evaluate talker   --run ~/.cache/parley/tiny/talker
     python -m recipes.tiny.evaluate speaks   --checkpoint ~/.cache/parley/omni-tiny --clips 100
     python -m recipes.tiny.evaluate reads    --checkpoint ~/.cache/parley/omni-tiny --clips 100
+    python -m recipes.tiny.evaluate converses --clips 10
     python -m recipes.tiny.evaluate hears    --checkpoint ~/.cache/parley/omni-tiny --clips 200
     python -m recipes.tiny.evaluate sees     --checkpoint ~/.cache/parley/omni-tiny --clips 200
     python -m recipes.tiny.evaluate aligns   --checkpoint ~/.cache/parley/omni-tiny --clips 100
@@ -17,6 +18,7 @@ The second takes the recogniser's own errors out.
 * **talker**: kept-out texts as replies, read aloud by Talker, flow and vocoder.
 * **speaks**: the assembled checkpoint answers typed questions through the streaming path; its sound against its text.
 * **reads**: the same answers; the phonemes that the Talker's codes name against those of the text.
+* **converses**: the same over one spoken conversation, turn by turn.
 * **hears**: kept-out callers' questions, spoken and typed: the same answer, and the right one?
 * **sees**: questions about scenes drawn in ways never trained on, right by the word that matters. Typed, and for still
   scenes spoken into a camera's video by a kept-out voice.
@@ -36,6 +38,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
+import soxr
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -69,6 +72,7 @@ if TYPE_CHECKING:
 
 SAMPLING = replace(TALKER_SAMPLING, temperature=tree.TALKER_TEMPERATURE)
 KEPT_OUT_QUESTIONS, KEPT_OUT_SCENES = 901, 906  # seeds nothing is trained on
+SAMPLES = Path(__file__).parents[2] / "docs" / "samples"
 AUDIBLE = 0.02  # of full scale; a reply that never gets there is as good as none
 
 Resynthesis = Callable[[Clip], NDArray[np.float32]]
@@ -193,17 +197,37 @@ def reads(checkpoint: Path, count: int) -> None:
         for i in range(count):
             chat = Chat(omni, capacity=2048)
             chat.text(exchange(KEPT_OUT_QUESTIONS, i).question)
-            texts, codes = [], []
-            for delta in chat.reply(ReplyOptions(voice=voice, max_text_tokens=40, max_codes=400)):
-                if isinstance(delta, TextDelta):
-                    texts.append(delta.text)
-                elif isinstance(delta, CodeDelta):
-                    codes.append(delta.code // tree.NUM_WAYS)
-            written = _without_repetitions(text_phonemes("".join(texts)))
-            wrong += edit_distance(written, [p for p in _without_repetitions(codes) if p])
-            asked += len(written)
+            lost, written = misread(chat, voice)
+            wrong, asked = wrong + lost, asked + written
         figures = {"replies": count, "phonemes": asked, "wrong": wrong / asked}
         print(json.dumps({"what": "reads", "voice": voice, **figures}), flush=True)
+
+
+def converses(checkpoint: Path, count: int) -> None:
+    """Speak the recorded questions one after the other into one conversation; print what `reads` does, turn by turn."""
+    omni = load_checkpoint(checkpoint)
+    for voice in omni.voices:
+        chat, turns = Chat(omni), []
+        for path in sorted(SAMPLES.glob("*-question.ogg"))[:count]:
+            wave, rate = soundfile.read(path, dtype="float32")
+            chat.audio(torch.from_numpy(soxr.resample(wave, rate, INPUT_RATE)), is_last=True)
+            turns.append(misread(chat, voice))
+        wrong, asked = (sum(column) for column in zip(*turns, strict=True))
+        figures = {"turns": turns, "wrong": wrong / asked}
+        print(json.dumps({"what": "converses", "voice": voice, **figures}), flush=True)
+
+
+def misread(chat: Chat, voice: str) -> tuple[int, int]:
+    """Let it reply; how many phonemes of the reply its codes do not name, and how many it has."""
+    texts, codes = [], []
+    for delta in chat.reply(ReplyOptions(voice=voice, max_text_tokens=40, max_codes=400)):
+        if isinstance(delta, TextDelta):
+            texts.append(delta.text)
+        elif isinstance(delta, CodeDelta):
+            codes.append(delta.code // tree.NUM_WAYS)
+    written = _without_repetitions(text_phonemes("".join(texts)))
+    named = [phoneme for phoneme in _without_repetitions(codes) if phoneme]
+    return edit_distance(written, named), len(written)
 
 
 def _without_repetitions(phonemes: Iterable[int]) -> list[int]:
@@ -351,6 +375,8 @@ def main() -> None:
             speaks(args.checkpoint, args.clips, Listener(), args.keep)
         elif args.what == "reads":
             reads(args.checkpoint, args.clips)
+        elif args.what == "converses":
+            converses(args.checkpoint, args.clips)
         elif args.what == "hears":
             hears(args.checkpoint, read_calls(args.calls, "kept-out")[: args.clips])
         elif args.what == "sees":
@@ -367,7 +393,7 @@ def _arguments() -> argparse.Namespace:
     )
     cache = Path("~/.cache/parley/tiny").expanduser()
     parts = ("speech", "vocoder", "codec", "dit", "talker")
-    kinds = (*parts, "speaks", "reads", "hears", "sees", "aligns")
+    kinds = (*parts, "speaks", "reads", "converses", "hears", "sees", "aligns")
     parser.add_argument("what", choices=kinds)
     parser.add_argument("--run", type=Path)
     parser.add_argument("--vocoder", type=Path, default=cache / "vocoder")

@@ -44,6 +44,7 @@ from torch import Tensor, nn
 from model.talker import Talker
 from recipes.tiny import codec, dit, loop, tree
 from recipes.tiny.dataset import ALIKE, VOICE_NAMES
+from recipes.tiny.histories import read_histories
 from recipes.tiny.inventing import Inventor
 from recipes.tiny.lessons import (
     SLOTS,
@@ -56,8 +57,11 @@ from recipes.tiny.lessons import (
     speech_positions,
     spelled_only,
 )
+from recipes.tiny.rows import MAX_PROMPT_ROWS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from model.config import TalkerConfig
@@ -74,6 +78,8 @@ WRONG_CODES, WRONG_WAYS = 0.06, 0.2
 # words and sentences are learned by heart.
 RETOLD, SPELLED_ONLY = 0.4, 0.2
 INVENTED = 0.4  # and before that, so many are replaced by others of the same length
+# So many batches come late in a conversation: this many rows of other turns, at most, stand before each prompt.
+LATER, MOST_HISTORY = 0.75, 900
 SPELLING_GAIN = 2 / tree.SPELLING_SCALE  # of its columns at the start
 SHARE_OF_FEMALE = 0.4
 UNREAD = (16, 20)  # rows of words without sound beside each batch
@@ -125,8 +131,10 @@ class TalkerStage:
         lr: float,
         device: str,
         seed: int,
+        histories: Sequence[Tensor] = (),
     ) -> None:
         torch.manual_seed(seed)
+        self.histories = histories
         self.train, self.kept_out, self.markers, self.words = train, kept_out, markers, words
         self.batch, self.lr, self.device, self.config = batch, lr, device, config
         self.odds = lesson_odds(train)
@@ -148,6 +156,9 @@ class TalkerStage:
         alike = sorted((self.train[i] for i in drawn), key=lambda lesson: len(lesson.codes))
         first = int(rng.integers(ALIKE)) * self.batch
         lessons = alike[first : first + self.batch]
+        if self.histories and rng.random() < LATER:
+            length = int(rng.integers(MOST_HISTORY))
+            lessons = [later(lesson, self.histories, length, rng) for lesson in lessons]
         with loop.half_precision(self.device):
             loss, figures = self._loss(self._stack(lessons, rng))
             if self.words is not None:
@@ -298,8 +309,21 @@ def varied(lesson: Lesson, rng: np.random.Generator) -> tuple[Lesson, Tensor]:
     elif fate < RETOLD + SPELLED_ONLY:
         lesson = dataclasses.replace(lesson, reply_rows=spelled_only(lesson.reply_rows))
     prompt = lesson.prompt_rows
-    kept = int(rng.integers(4, len(prompt)) ** rng.choice((0.7, 1.0)))
-    return dataclasses.replace(lesson, prompt_rows=prompt[-kept:]), slipped(lesson.codes, rng)
+    if len(prompt) <= MAX_PROMPT_ROWS:  # else it is as long as it was asked to be
+        prompt = prompt[-int(rng.integers(4, len(prompt)) ** rng.choice((0.7, 1.0))) :]
+    return dataclasses.replace(lesson, prompt_rows=prompt), slipped(lesson.codes, rng)
+
+
+def later(
+    lesson: Lesson, histories: Sequence[Tensor], length: int, rng: np.random.Generator
+) -> Lesson:
+    """Return a lesson after other turns, `length` rows of them."""
+    turns, missing = [lesson.prompt_rows], length
+    while missing > 0:
+        turn = histories[int(rng.integers(len(histories)))][-missing:]
+        turns.append(turn.to(lesson.prompt_rows.dtype))
+        missing -= len(turn)
+    return dataclasses.replace(lesson, prompt_rows=torch.cat(turns[::-1]))
 
 
 def slipped(codes: Tensor, rng: np.random.Generator) -> Tensor:
@@ -415,6 +439,7 @@ def main() -> None:
         lr=args.lr or 5e-4,
         device=args.device,
         seed=args.seed,
+        histories=read_histories(args.rows),
     )
     loop.train(stage, args.out, loop.budget(args))
 

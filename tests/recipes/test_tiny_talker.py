@@ -14,7 +14,8 @@ from recipes.tiny.aloud import Script, read_aloud
 from recipes.tiny.assemble import spelled
 from recipes.tiny.inventing import Inventor
 from recipes.tiny.lessons import SLOTS, Lesson, Markers, Vocabulary, retold
-from recipes.tiny.talker import TalkerStage, naming, varied
+from recipes.tiny.rows import MAX_PROMPT_ROWS
+from recipes.tiny.talker import TalkerStage, later, naming, varied
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +185,21 @@ def test_of_an_invented_lesson_only_phonemes_are_asked(stage: TalkerStage) -> No
     assert real["named"] == other["named"] > 0
     _, both = stage._loss(stage._stack([told, invented], None))
     assert both["loss"] == pytest.approx(real["loss"], rel=1e-3)
+
+
+def test_a_later_lesson_has_other_turns_before_its_own_prompt(stage: TalkerStage) -> None:
+    script = scripts()[0]
+    codes = torch.arange(10, 14)
+    told = Lesson(script.prompt_rows, script.reply_rows, codes, 0, ((),) * 3, torch.full((4,), -1))
+    turns = [torch.full((n, tree.HIDDEN), float(n)).half() for n in (30, 70)]
+    rng = np.random.default_rng(0)
+    for length in (0, 1, 50, 400):
+        made = later(told, turns, length, rng)
+        own = len(told.prompt_rows)
+        assert len(made.prompt_rows) == own + length
+        assert torch.equal(made.prompt_rows[-own:], told.prompt_rows)
+        assert set(made.prompt_rows[:-own, 0].tolist()) <= {30.0, 70.0}
+        if len(made.prompt_rows) > MAX_PROMPT_ROWS:  # asked to be long: training does not cut it
+            assert len(varied(made, rng)[0].prompt_rows) == len(made.prompt_rows)
+        stack = stage._stack([made], None)
+        assert stack.codes[stack.codes >= 0].tolist() == [*codes.tolist(), tree.CODEC_EOS]
