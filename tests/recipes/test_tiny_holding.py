@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(
 
 @torch.no_grad()
 def test_what_is_held_is_what_was_said_without_the_addition() -> None:
+    torch.manual_seed(3)  # of the addition
     source = FrozenThinker.load(CHECKPOINT, "cpu", torch.float32)
     adapters, hiss = Adapters.around(source), np.random.default_rng(1).integers(-900, 900, 20_000)
     call = Call("What color is the sky?", "The sky is blue.", "blue", "nobody", 0, len(hiss))
@@ -30,7 +31,7 @@ def test_what_is_held_is_what_was_said_without_the_addition() -> None:
     assert _moved(both) == pytest.approx(0, abs=1e-6)
     for name, numbers in adapters.named_parameters():
         if name.endswith("o_proj_up"):
-            numbers.normal_(0, 0.5)
+            numbers.normal_(0, 2)
     assert _moved(typed) > 0.001
     assert _moved(both) != pytest.approx(_moved(typed))
 
