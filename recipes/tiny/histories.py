@@ -21,6 +21,7 @@ from torch import Tensor
 from model.chat import Chat
 from model.omni import Omni, load
 from model.reply import ReplyOptions
+from recipes.tiny.callers import INPUT_RATE
 from recipes.tiny.dataset import SAMPLE_RATE, Speech
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from model.prefill import CachedSequence
     from recipes.tiny.dataset import Clip
 
-INPUT_RATE = 16_000
 TURNS = 6  # of each conversation
 CAPACITY = 2048
 FILE = "histories.pt"

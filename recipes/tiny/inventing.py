@@ -40,9 +40,8 @@ class Inventor:
             for _, places in itertools.groupby(lesson.sounding.tolist()):
                 end = at + sum(1 for _ in places)
                 codes = lesson.codes[at:end]
-                if bool(
-                    (codes // NUM_WAYS == phonemes[at]).all()
-                ):  # "a" alone is no "a" in a sentence
+                # "a" is spelled as it sounds alone, and sounds otherwise in a sentence.
+                if bool((codes // NUM_WAYS == phonemes[at]).all()):
                     runs[lesson.voice, phonemes[at]].append(codes)
                 at = end
         return cls(words, dict(runs))

@@ -1,4 +1,4 @@
-"""What the Talker's lessons keep of speech: its codes, and which phoneme each sounds. An hour is 150 KB.
+"""What the Talker's lessons keep of speech: its codes, and which phoneme each sounds. An hour is 0.4 MB.
 
     python -m recipes.tiny.recorded --codec ~/.cache/parley/tiny/codec
 
@@ -23,7 +23,9 @@ from safetensors.torch import save_file
 from model.tokenizer import TextTokenizer
 from recipes.tiny import codec
 from recipes.tiny.dataset import Clip, Speech
+from recipes.tiny.mel import HOP, SAMPLE_RATE
 from recipes.tiny.phonemes import spelling
+from recipes.tiny.tree import REPEATS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -125,7 +127,8 @@ def main() -> None:
     tokens = TextTokenizer.from_folder(args.checkpoint)
     recordings = all_recordings(args.data, args.codec, tokens, args.to)
     write(recordings, args.to)
-    hours = sum(len(x.codes) for x in recordings) / 25 / 3600
+    num_samples = sum(len(x.codes) for x in recordings) * REPEATS * HOP
+    hours = num_samples / SAMPLE_RATE / 3600
     log.info("%d recordings, %.1f h, %.1f MB", len(recordings), hours, args.to.stat().st_size / 1e6)
 
 

@@ -296,9 +296,8 @@ def test_short_answers_play_whole_and_end_without_underrun(
 
 def test_a_slow_server_is_counted_not_fatal(visit: Callable[..., Visitor], peer: Peer) -> None:
     peer.script.answers = ["The tide is coming in, and the wind is light."]
-    peer.script.speed = (
-        0.4  # four seconds late at the end; a busy machine may hold the sound up for one
-    )
+    # Four seconds late at the end; a busy machine may hold the sound up for one.
+    peer.script.speed = 0.4
     visitor = visit()
     visitor.start()
     visitor.type("Hello")
